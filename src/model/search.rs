@@ -1,0 +1,234 @@
+//! Searches the machine's whole bounded world: every state that any order of commands, completions, failures, exits,
+//! deadlines and lost owners can reach.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::*;
+
+pub(super) const NOW: BootMillis = BootMillis(1_000);
+const LATER: BootMillis = BootMillis(1_000_000);
+const EXIT: Exit = Exit { reason: ExitReason::Exited(3), at_unix_nanos: 1 };
+
+/// One thing that can happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Move {
+    Command(Command),
+    Observe(Observation),
+}
+
+/// What came of it.
+pub(super) struct Edge {
+    pub(super) from: Lifecycle,
+    pub(super) what: Move,
+    pub(super) to: Lifecycle,
+    pub(super) effects: Vec<Effect>,
+    pub(super) answer: Option<Answer>,
+}
+
+/// Everything that can happen to a lifecycle.
+fn moves(lifecycle: &Lifecycle) -> Vec<Move> {
+    let fresh = Life(lifecycle.life().0 + 1);
+    let commands = [
+        Command::Define,
+        Command::Create { life: fresh },
+        Command::Start { life: fresh },
+        Command::Pause,
+        Command::Resume,
+        Command::Stop { grace_millis: 0 },
+        Command::Stop { grace_millis: 10 },
+        Command::Shutdown { grace_millis: 0 },
+        Command::Shutdown { grace_millis: 10 },
+    ];
+    let mut moves: Vec<Move> = commands.into_iter().map(Move::Command).collect();
+    let mut observe = |observation| moves.push(Move::Observe(observation));
+    observe(Observation::Due);
+    observe(Observation::OwnerLost);
+    for all_ended in [false, true] {
+        observe(Observation::Exited { life: lifecycle.life(), exit: EXIT, all_ended });
+    }
+    if let Some(op) = lifecycle.op() {
+        observe(Observation::Ended { op, failed: true });
+        if lifecycle.is_recovering() {
+            let running = [false, true].map(|frozen| Found::Running { frozen });
+            for found in [Found::Absent, Found::Created, Found::Ended(EXIT)].into_iter().chain(running) {
+                observe(Observation::Found { op, found });
+            }
+        } else {
+            observe(Observation::Ended { op, failed: false });
+        }
+    }
+    moves
+}
+
+fn take(from: &Lifecycle, what: Move) -> Option<Edge> {
+    let (to, effects, answer) = match what {
+        Move::Command(command) => {
+            let (to, effects, answer) = from.command(command, NOW).ok()?;
+            (to, effects, Some(answer))
+        }
+        Move::Observe(observation) => {
+            let now = if observation == Observation::Due { LATER } else { NOW };
+            let (to, effects) = from.observe(observation, now);
+            (to, effects, None)
+        }
+    };
+    Some(Edge { from: from.clone(), what, to, effects, answer })
+}
+
+/// Visits every edge of the world once.
+pub(super) fn explore(mut visit: impl FnMut(&Edge)) -> Vec<Lifecycle> {
+    let starts = [Lifecycle::defined(), Lifecycle::passing()];
+    let mut seen: HashMap<Lifecycle, ()> = starts.iter().map(|start| (start.clone(), ())).collect();
+    let mut queue: VecDeque<Lifecycle> = starts.into_iter().collect();
+    let mut all = Vec::new();
+    while let Some(from) = queue.pop_front() {
+        for what in moves(&from) {
+            let Some(edge) = take(&from, what) else { continue };
+            visit(&edge);
+            // What is due is stamped with the moment it was armed in; a due move happens later than all others.
+            let to = edge.to.at_moment_of(NOW).canonical();
+            if seen.insert(to.clone(), ()).is_none() {
+                queue.push_back(to);
+            }
+        }
+        all.push(from);
+        assert!(all.len() < 100_000, "the world does not end");
+    }
+    all
+}
+
+/// What happens when nobody asks for anything more and every operation ends this way.
+fn settle_down(mut lifecycle: Lifecycle, failed: bool, until: impl Fn(&Lifecycle) -> bool) -> Lifecycle {
+    for _ in 0..20 {
+        if until(&lifecycle) {
+            break;
+        }
+        let observation = match lifecycle.op() {
+            Some(op) if lifecycle.is_recovering() && !failed => {
+                Observation::Found { op, found: Found::Running { frozen: false } }
+            }
+            Some(op) => Observation::Ended { op, failed },
+            None if lifecycle.deadline().is_some() => Observation::Due,
+            None => break,
+        };
+        let now = lifecycle.deadline().unwrap_or(LATER);
+        lifecycle = lifecycle.observe(observation, now).0;
+    }
+    lifecycle
+}
+
+#[test]
+fn the_world_is_bounded_and_each_edge_keeps_the_books() {
+    let mut edges = 0;
+    let all = explore(|edge| {
+        edges += 1;
+        let Edge { from, what, to, effects, answer } = edge;
+        let context = || format!("{what:?}\nfrom {from:?}\nto {to:?}\n{effects:?}");
+
+        // Whoever waited before or waits now is either answered once or still waits.
+        let mut waiting = from.waited_for();
+        if let Some(Answer::Await(op)) = answer
+            && !waiting.contains(op)
+        {
+            waiting.push(*op);
+        }
+        for effect in effects {
+            if let Effect::Settle(op, _) = effect {
+                let at = waiting.iter().position(|waits| waits == op);
+                waiting.remove(at.unwrap_or_else(|| panic!("settles {op:?} twice or for nobody: {}", context())));
+            }
+        }
+        let (mut left, mut right) = (waiting, to.waited_for());
+        left.sort();
+        right.sort();
+        assert_eq!(left, right, "{}", context());
+
+        // One operation at a time; one that is dropped is cancelled.
+        let begun: Vec<OpId> =
+            effects.iter().filter_map(|e| if let Effect::Begin { op, .. } = e { Some(*op) } else { None }).collect();
+        assert!(begun.len() <= 1, "{}", context());
+        assert!(begun.iter().all(|op| to.op() == Some(*op)), "{}", context());
+        let over = matches!(what, Move::Observe(Observation::Ended { .. } | Observation::Found { .. }));
+        if from.op().is_some() && from.op() != to.op() && !over {
+            assert!(effects.contains(&Effect::Cancel(from.op().unwrap())), "{}", context());
+        }
+
+        // The end of a life is told once, and a life that has ended does not come back.
+        let told = effects.iter().filter(|effect| matches!(effect, Effect::Tell(..))).count();
+        assert_eq!(told, usize::from(from.is_open() && (!to.is_open() || to.life() != from.life())), "{}", context());
+        if !from.is_open() && from.life() == to.life() {
+            assert!(!to.is_open(), "{}", context());
+        }
+
+        // What is due is armed.
+        if to.deadline().is_some() && to.deadline() != from.deadline() {
+            assert!(effects.iter().any(|effect| matches!(effect, Effect::Arm(_))), "{}", context());
+        }
+        if from.phase() == Phase::Gone {
+            assert_eq!(to.phase(), Phase::Gone, "{}", context());
+        }
+    });
+    for lifecycle in &all {
+        use Phase::*;
+        let open = lifecycle.is_open();
+        match lifecycle.phase() {
+            Created | Starting | Running | Pausing | Paused | Resuming => assert!(open, "{lifecycle:?}"),
+            Defined | Stopped | Gone => assert!(!open, "{lifecycle:?}"),
+            Creating | Stopping | Deleting => {}
+        }
+    }
+    let phases: std::collections::HashSet<Phase> = all.iter().map(Lifecycle::phase).collect();
+    assert_eq!(phases.len(), Phase::ALL.len(), "a phase is never reached");
+    assert!(all.len() > 100, "only {} states: the search does not search", all.len());
+    println!("{} states, {edges} edges", all.len());
+}
+
+#[test]
+fn nobody_waits_for_what_can_no_longer_settle() {
+    for lifecycle in explore(|_| {}) {
+        for failed in [false, true] {
+            let end = settle_down(lifecycle.clone(), failed, |at| at.waited_for().is_empty());
+            assert!(end.waited_for().is_empty(), "failed: {failed}\nfrom {lifecycle:?}\nto {end:?}");
+        }
+    }
+}
+
+#[test]
+fn from_every_state_a_shutdown_ends_in_gone() {
+    for lifecycle in explore(|_| {}) {
+        let (shutting, ..) = lifecycle.command(Command::Shutdown { grace_millis: 10 }, NOW).expect("always legal");
+        let end = settle_down(shutting, false, |at| at.phase() == Phase::Gone);
+        assert_eq!(end.phase(), Phase::Gone, "from {lifecycle:?}");
+        assert!(!end.is_open() && end.waited_for().is_empty(), "from {lifecycle:?}\nto {end:?}");
+    }
+}
+
+#[test]
+fn a_shutdown_outlasts_failing_deletes() {
+    for lifecycle in explore(|_| {}) {
+        let (shutting, ..) = lifecycle.command(Command::Shutdown { grace_millis: 0 }, NOW).expect("always legal");
+        let told = settle_down(shutting, true, |at| at.waited_for().is_empty());
+        let end = settle_down(told, false, |at| at.phase() == Phase::Gone);
+        assert_eq!(end.phase(), Phase::Gone, "from {lifecycle:?}");
+    }
+}
+
+#[test]
+fn stale_reports_change_nothing() {
+    for lifecycle in explore(|_| {}) {
+        let stale_op = OpId(u64::MAX);
+        let stale_life = Life(lifecycle.life().0 + 7);
+        let reports = [
+            Observation::Ended { op: stale_op, failed: false },
+            Observation::Ended { op: stale_op, failed: true },
+            Observation::Found { op: stale_op, found: Found::Absent },
+            Observation::Exited { life: stale_life, exit: EXIT, all_ended: true },
+        ];
+        for report in reports {
+            assert_eq!(lifecycle.observe(report, NOW), (lifecycle.clone(), vec![]), "{report:?}");
+        }
+        if lifecycle.deadline().is_some_and(|at| at > NOW) {
+            assert_eq!(lifecycle.observe(Observation::Due, NOW), (lifecycle.clone(), vec![]));
+        }
+    }
+}

@@ -44,11 +44,29 @@ impl ErrorKind {
     pub fn grpc_code(self) -> i32 {
         self as i32
     }
+
+    /// Its name, as in gRPC: `NotFound`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorKind::Cancelled => "Cancelled",
+            ErrorKind::InvalidArgument => "InvalidArgument",
+            ErrorKind::DeadlineExceeded => "DeadlineExceeded",
+            ErrorKind::NotFound => "NotFound",
+            ErrorKind::AlreadyExists => "AlreadyExists",
+            ErrorKind::PermissionDenied => "PermissionDenied",
+            ErrorKind::ResourceExhausted => "ResourceExhausted",
+            ErrorKind::FailedPrecondition => "FailedPrecondition",
+            ErrorKind::Aborted => "Aborted",
+            ErrorKind::Unimplemented => "Unimplemented",
+            ErrorKind::Internal => "Internal",
+            ErrorKind::Unavailable => "Unavailable",
+        }
+    }
 }
 
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.pad(self.name())
     }
 }
 

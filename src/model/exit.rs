@@ -34,6 +34,19 @@ pub enum ExitReason {
     NeverRan,
 }
 
+impl ExitReason {
+    /// Its name: `oom-killed`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ExitReason::Exited(_) => "exited",
+            ExitReason::Signalled(_) => "signalled",
+            ExitReason::OomKilled => "oom-killed",
+            ExitReason::Lost => "lost",
+            ExitReason::NeverRan => "never-ran",
+        }
+    }
+}
+
 /// The end of a life: why, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Exit {

@@ -78,6 +78,20 @@ impl Phase {
         }
     }
 
+    /// How a phase without an instance stands in the way of somebody who needs one.
+    pub fn not_running(self) -> &'static str {
+        match self {
+            Phase::Defined => "it is defined, and was not started",
+            Phase::Creating => "it is being created",
+            Phase::Created => "it is created, and was not started",
+            Phase::Starting => "it is starting",
+            Phase::Stopped => "it is stopped",
+            Phase::Deleting => "it is being removed",
+            Phase::Gone => "it is gone",
+            _ => "it is not running",
+        }
+    }
+
     /// Whether an instance runs, frozen or not, as far as the phase tells.
     pub fn is_alive(self) -> bool {
         matches!(self, Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming | Phase::Stopping)

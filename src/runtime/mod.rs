@@ -20,6 +20,8 @@ use crate::id::SandboxKey;
 use crate::model::{Exit, Life};
 use crate::spec::SandboxSpec;
 
+#[cfg(feature = "testing")]
+pub mod contract;
 #[cfg(feature = "linux")]
 pub mod linux;
 pub mod memory;
@@ -63,6 +65,12 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Finds out what exists of this life, after its owner lost track of it.
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error>;
+
+    /// What keeps this life from ending, such as a process that the kernel cannot kill: shown to whoever waits for it.
+    /// Does not wait.
+    async fn holdup(&self, _instance: &Arc<Instance>) -> Option<String> {
+        None
+    }
 
     /// What it uses.
     async fn metrics(&self, instance: &Arc<Instance>) -> Result<prost_types::Any, Error> {

@@ -1,0 +1,333 @@
+//! What there is of a sandbox outside its actor: it outlives an actor that fails, and callers read it without asking.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ractor::{ActorRef, ActorStatus};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind};
+use crate::events::Event;
+use crate::id::SandboxKey;
+use crate::model::{Exit, Intensity, Life, Lifecycle, OpId, Phase};
+use crate::runtime::{Instance, Observer, Runtime, Started};
+use crate::spec::SandboxSpec;
+
+use super::Services;
+use super::message::{Definition, Message};
+use super::pulse::{Lease, Marks, Pong};
+use super::waiters::Waiters;
+
+/// One sandbox.
+pub(crate) struct Cell {
+    pub(crate) key: SandboxKey,
+    pub(crate) spec: Arc<SandboxSpec>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) services: Arc<Services>,
+    lease: Lease<Cell>,
+    facts: Mutex<Facts>,
+    waiters: Mutex<Waiters>,
+    owned: Mutex<Owned>,
+    queued: AtomicU32,
+    /// Until when somebody waits for the start, in milliseconds of boot time.
+    start_wanted_until: AtomicU64,
+}
+
+/// What is published of a sandbox beside its pulse.
+#[derive(Clone, Default)]
+pub(crate) struct Facts {
+    pub(crate) created_at_unix_nanos: i64,
+    pub(crate) started_at_unix_nanos: i64,
+    pub(crate) started: Option<Arc<Started>>,
+    /// The last end of a life, and whose.
+    pub(crate) exit: Option<(Life, Exit)>,
+}
+
+/// What only the actor touches, kept here so that it survives it.
+struct Owned {
+    lifecycle: Lifecycle,
+    actor: Option<ActorRef<Message>>,
+    instance: Option<Arc<Instance>>,
+    task: Option<(OpId, JoinHandle<()>)>,
+    failures: Intensity,
+    quarantined: bool,
+    /// Counts the actors this sandbox has had.
+    incarnation: u64,
+}
+
+/// Room for one message in a sandbox's mailbox.
+pub(crate) struct MailboxPermit(Arc<Cell>);
+
+impl Drop for MailboxPermit {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An owner may fail this often within [`FAILURE_SPAN_MILLIS`] before its sandbox is quarantined.
+const FAILURES: usize = 5;
+const FAILURE_SPAN_MILLIS: u64 = 10_000;
+
+impl Cell {
+    pub(crate) fn new(
+        key: SandboxKey,
+        definition: Definition,
+        lease: Lease<Cell>,
+        services: Arc<Services>,
+    ) -> Arc<Self> {
+        let Definition { spec, runtime, kept } = definition;
+        let lifecycle = if kept { Lifecycle::defined() } else { Lifecycle::passing() };
+        lease.publish(lifecycle.phase(), Life(0), Marks::default());
+        let facts = Facts { created_at_unix_nanos: services.clock.unix_nanos(), ..Facts::default() };
+        Arc::new(Self {
+            key,
+            spec,
+            runtime,
+            services,
+            lease,
+            facts: Mutex::new(facts),
+            waiters: Mutex::default(),
+            owned: Mutex::new(Owned {
+                lifecycle,
+                actor: None,
+                instance: None,
+                task: None,
+                failures: Intensity::new(FAILURES, FAILURE_SPAN_MILLIS),
+                quarantined: false,
+                incarnation: 0,
+            }),
+            queued: AtomicU32::new(0),
+            start_wanted_until: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn lease(&self) -> &Lease<Cell> {
+        &self.lease
+    }
+
+    pub(crate) fn pulse(&self) -> Pong {
+        self.lease.read()
+    }
+
+    /// Phase, life and marks together with the facts that belong to them.
+    pub(crate) fn snapshot(&self) -> (Pong, Facts) {
+        let facts = self.facts.lock();
+        (self.pulse(), facts.clone())
+    }
+
+    /// Publishes phase and marks, after `change` has brought the facts up to date.
+    pub(crate) fn publish(&self, phase: Phase, change: impl FnOnce(&mut Facts)) {
+        let (life, marks) = {
+            let owned = self.owned.lock();
+            let marks = Marks::default()
+                .with(Marks::RECOVERING, owned.lifecycle.is_recovering())
+                .with(Marks::QUARANTINED, owned.quarantined);
+            (owned.lifecycle.life(), marks)
+        };
+        let mut facts = self.facts.lock();
+        change(&mut facts);
+        self.lease.publish(phase, life, marks);
+    }
+
+    /// Changes facts that no phase goes with.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock());
+    }
+
+    pub(crate) fn waiters<R>(&self, with: impl FnOnce(&mut Waiters) -> R) -> R {
+        with(&mut self.waiters.lock())
+    }
+
+    /// How a life ended, if it has; else the number under which it is waited for.
+    pub(crate) fn wait(
+        &self,
+        bound: usize,
+    ) -> Result<Result<Exit, (Life, usize, tokio::sync::oneshot::Receiver<Exit>)>, Error> {
+        // Under the lock: an end is told either before, and then it is in the facts, or after, and then to us.
+        let mut waiters = self.waiters.lock();
+        let (pulse, facts) = self.snapshot();
+        if let Some((life, exit)) = facts.exit
+            && life == pulse.life()
+        {
+            return Ok(Ok(exit));
+        }
+        if pulse.life() == Life(0) {
+            return Err(Error::new(ErrorKind::FailedPrecondition, "wait for", "it was never started")
+                .on(&self.key)
+                .remedy("start it first"));
+        }
+        let life = pulse.life();
+        match waiters.await_exit(life, bound) {
+            Some((number, hears)) => Ok(Err((life, number, hears))),
+            None => Err(super::message::too_many_waiters().on(&self.key)),
+        }
+    }
+
+    /// The lifecycle as it stands.
+    pub(crate) fn lifecycle(&self) -> Lifecycle {
+        self.owned.lock().lifecycle.clone()
+    }
+
+    pub(crate) fn set_lifecycle(&self, next: Lifecycle) {
+        self.owned.lock().lifecycle = next;
+    }
+
+    /// This life, as its backend sees it.
+    pub(crate) fn instance(self: &Arc<Self>, life: Life) -> Arc<Instance> {
+        let mut owned = self.owned.lock();
+        if let Some(instance) = owned.instance.as_ref().filter(|instance| instance.life == life) {
+            return Arc::clone(instance);
+        }
+        let observer: Arc<dyn Observer> = Arc::clone(self) as _;
+        let instance = Instance::new(self.key, life, Arc::clone(&self.spec), observer);
+        owned.instance = Some(Arc::clone(&instance));
+        instance
+    }
+
+    /// The life that is or was last in a backend's hands, if it is this one.
+    pub(crate) fn instance_of(&self, life: Life) -> Option<Arc<Instance>> {
+        self.owned.lock().instance.clone().filter(|instance| instance.life == life)
+    }
+
+    /// The running operation's task, and its number. It is taken out.
+    pub(crate) fn take_task(&self) -> Option<(OpId, JoinHandle<()>)> {
+        self.owned.lock().task.take()
+    }
+
+    pub(crate) fn set_task(&self, op: OpId, task: JoinHandle<()>) {
+        self.owned.lock().task = Some((op, task));
+    }
+
+    /// Forgets what refers back to this cell, so that it can be freed.
+    pub(crate) fn retire(&self) {
+        let (actor, instance, task) = {
+            let mut owned = self.owned.lock();
+            (owned.actor.take(), owned.instance.take(), owned.task.take())
+        };
+        if let Some(actor) = actor {
+            actor.stop(None);
+        }
+        if let Some((_, task)) = task {
+            task.abort();
+        }
+        drop(instance);
+    }
+
+    /// Sends to the actor; gives the message back if there is none that lives.
+    pub(crate) fn tell(&self, message: Message) -> Result<(), Message> {
+        let actor = self.owned.lock().actor.clone();
+        match actor {
+            Some(actor) => actor.send_message(message).map_err(|error| match error {
+                ractor::MessagingErr::SendErr(message) => message,
+                _ => Message::Due,
+            }),
+            None => Err(message),
+        }
+    }
+
+    pub(crate) fn has_actor(&self) -> bool {
+        self.owned.lock().actor.is_some()
+    }
+
+    /// The number of the actor that is about to begin.
+    pub(crate) fn next_incarnation(&self) -> u64 {
+        let mut owned = self.owned.lock();
+        owned.incarnation += 1;
+        owned.incarnation
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.owned.lock().incarnation
+    }
+
+    /// Whether there was an actor and it no longer runs.
+    pub(crate) fn actor_is_dead(&self) -> bool {
+        let actor = self.owned.lock().actor.clone();
+        actor.is_some_and(|actor| matches!(actor.get_status(), ActorStatus::Stopping | ActorStatus::Stopped))
+    }
+
+    pub(crate) fn set_actor(&self, actor: Option<ActorRef<Message>>) {
+        self.owned.lock().actor = actor;
+    }
+
+    /// Counts a lost owner; says whether another may be tried.
+    pub(crate) fn may_replace_owner(&self) -> bool {
+        let mut owned = self.owned.lock();
+        let allowed = owned.failures.allows(self.services.clock.now());
+        owned.quarantined = !allowed;
+        allowed
+    }
+
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.owned.lock().quarantined
+    }
+
+    /// A Shutdown ends a quarantine: another owner may try.
+    pub(crate) fn release_from_quarantine(&self) {
+        let mut owned = self.owned.lock();
+        owned.quarantined = false;
+        owned.failures = Intensity::new(FAILURES, FAILURE_SPAN_MILLIS);
+    }
+
+    /// Lets watchers know of a sandbox that was just defined.
+    pub(crate) fn announce(&self) {
+        let at_unix_nanos = self.facts.lock().created_at_unix_nanos;
+        let event = Event {
+            sequence: 0,
+            at_unix_nanos,
+            key: self.key,
+            phase: Phase::Defined,
+            life: Life(0),
+            exit: None,
+        };
+        self.services.events.append(event);
+    }
+
+    /// Nobody will own this sandbox until somebody shuts it down: everybody who waits hears so.
+    pub(crate) fn give_up(&self, error: &Error) {
+        self.waiters(|waiters| waiters.fail(error));
+        self.publish(self.lifecycle().phase(), |_| {});
+    }
+
+    /// Takes room in the mailbox.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResourceExhausted`] at once if there is none.
+    pub(crate) fn mailbox_permit(self: &Arc<Self>, verb: &'static str) -> Result<MailboxPermit, Error> {
+        let bound = self.services.bounds.mailbox;
+        let permit = MailboxPermit(Arc::clone(self));
+        if self.queued.fetch_add(1, Ordering::AcqRel) < bound {
+            return Ok(permit);
+        }
+        drop(permit);
+        metrics::counter!(crate::telemetry::MAILBOX_FULL).increment(1);
+        let found = format!("{bound} calls wait in its mailbox already");
+        Err(Error::new(ErrorKind::ResourceExhausted, verb, found)
+            .on(&self.key)
+            .remedy("try again in a moment")
+            .retry_after(Duration::from_millis(100)))
+    }
+
+    /// Somebody waits for the start until then.
+    pub(crate) fn want_start_until(&self, deadline: Instant) {
+        let until = self.services.clock.boot_millis_of(deadline);
+        self.start_wanted_until.fetch_max(until.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn start_wanted_until(&self) -> Instant {
+        let until = self.start_wanted_until.load(Ordering::Acquire);
+        self.services.clock.instant_of(crate::model::BootMillis(until))
+    }
+}
+
+impl Observer for Cell {
+    fn exited(&self, life: Life, exit: Exit, all_ended: bool) {
+        if self.lease.mark_exited(life) {
+            // Without an actor nobody hears it now; its replacement asks the backend, which remembers.
+            let _ = self.tell(Message::Exited { life, exit, all_ended });
+        }
+    }
+}

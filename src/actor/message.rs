@@ -1,0 +1,120 @@
+//! Everything that is said to a sandbox's actor, and how it answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind};
+use crate::id::SandboxKey;
+use crate::model::{Command, Exit, Found, Life, OpId};
+use crate::runtime::{Runtime, Started};
+use crate::spec::SandboxSpec;
+
+use super::cell::MailboxPermit;
+
+/// One message to an actor. Small: it travels in a box, but the box is made for each.
+pub(crate) enum Message {
+    /// A caller asks.
+    Call(Box<Call>),
+    /// An operation came to its end.
+    Ended(Box<Ended>),
+    /// A life came to its end.
+    Exited {
+        /// Which.
+        life: Life,
+        /// How.
+        exit: Exit,
+        /// Whether nothing of it runs any more.
+        all_ended: bool,
+    },
+    /// The armed moment has come.
+    Due,
+    /// This actor replaces one that was lost.
+    Replaces(Lost),
+    /// Fail as a fault in the actor itself would.
+    #[cfg(feature = "testing")]
+    Panic,
+}
+
+/// When an actor's predecessor was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// Just now: whoever waits, waits for what it was doing.
+    JustNow,
+    /// Before the quarantine that a Shutdown ends: whoever waits, waits for that Shutdown.
+    LongAgo,
+}
+
+/// A caller's command, on its way.
+pub(crate) struct Call {
+    pub(crate) key: SandboxKey,
+    pub(crate) command: Command,
+    /// What the sandbox is to be, if the call says so.
+    pub(crate) definition: Option<Definition>,
+    /// When nobody waits for it any more. An expired call is dropped unexecuted.
+    pub(crate) deadline: Instant,
+    pub(crate) reply: Reply,
+    /// Room in the mailbox; a Shutdown needs none.
+    pub(crate) permit: Option<MailboxPermit>,
+}
+
+/// What a sandbox is to be, checked.
+#[derive(Clone)]
+pub(crate) struct Definition {
+    pub(crate) spec: Arc<SandboxSpec>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    /// Whether it stays if a start of it fails.
+    pub(crate) kept: bool,
+}
+
+/// What an operation came to.
+pub(crate) struct Ended {
+    pub(crate) op: OpId,
+    pub(crate) result: Result<Done, Error>,
+    /// A start permit that the next operation of the same start may use.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What a successful operation has to tell.
+pub(crate) enum Done {
+    Nothing,
+    Started(Started),
+    Found(Found, Option<Started>),
+}
+
+/// What a caller whose command was carried out is told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settled {
+    pub(crate) life: Life,
+    pub(crate) started: Option<Arc<Started>>,
+}
+
+/// Where an answer goes.
+pub(crate) struct Reply(oneshot::Sender<Result<Settled, Error>>);
+
+impl Reply {
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Settled, Error>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
+    pub(crate) fn send(self, result: Result<Settled, Error>) {
+        // A caller that gave up changes nothing but its own wait.
+        let _ = self.0.send(result);
+    }
+
+    pub(crate) fn fail(self, error: Error) {
+        self.send(Err(error));
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+pub(crate) fn too_many_waiters() -> Error {
+    Error::new(ErrorKind::ResourceExhausted, "wait for", "too many callers wait for it already")
+        .retry_after(Duration::from_millis(100))
+}

@@ -1,0 +1,165 @@
+//! One actor per sandbox: it serializes the lifecycle, runs operations beside itself, and never waits for one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind};
+use crate::events::EventLog;
+use crate::id::SandboxKey;
+use crate::model::{BootMillis, Life};
+
+pub(crate) mod cell;
+mod link;
+pub(crate) mod message;
+mod perform;
+pub(crate) mod pulse;
+pub(crate) mod shell;
+pub(crate) mod waiters;
+
+pub(crate) use cell::Cell;
+pub(crate) use link::{Link, Upward};
+pub(crate) use message::{Call, Definition, Lost, Message, Reply, Settled};
+
+/// How long each operation may take before it is dropped and counts as failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationDeadlines {
+    /// To prepare.
+    pub create: Duration,
+    /// To start the leader.
+    pub start: Duration,
+    /// To freeze; the caller's own deadline holds if it is earlier.
+    pub pause: Duration,
+    /// To thaw; the caller's own deadline holds if it is earlier.
+    pub resume: Duration,
+    /// To ask it to end.
+    pub ask: Duration,
+    /// To end every process.
+    pub kill: Duration,
+    /// To end and remove what is left.
+    pub delete: Duration,
+    /// To find out what exists.
+    pub reattach: Duration,
+}
+
+impl Default for OperationDeadlines {
+    fn default() -> Self {
+        let secs = Duration::from_secs;
+        Self {
+            create: secs(30),
+            start: secs(30),
+            pause: secs(5),
+            resume: secs(5),
+            ask: secs(2),
+            kill: secs(2),
+            delete: secs(4),
+            reattach: secs(5),
+        }
+    }
+}
+
+/// What is bounded, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    pub(crate) mailbox: u32,
+    pub(crate) waiters: usize,
+    pub(crate) sandboxes: usize,
+    pub(crate) stopped: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) starts: usize,
+}
+
+/// What all actors of a keeper share.
+pub(crate) struct Services {
+    pub(crate) clock: Clock,
+    pub(crate) events: EventLog,
+    pub(crate) bounds: Bounds,
+    pub(crate) deadlines: OperationDeadlines,
+    /// One permit for each start that may run at a time; handed out in the order of asking.
+    pub(crate) starts: Arc<Semaphore>,
+    pub(crate) registry: Link,
+    lives: AtomicU64,
+    in_flight: AtomicUsize,
+}
+
+/// A call on its way.
+pub(crate) struct InFlight<'a>(&'a Services);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Services {
+    pub(crate) fn new(bounds: Bounds, deadlines: OperationDeadlines) -> Arc<Self> {
+        Arc::new(Self {
+            clock: Clock::new(),
+            events: EventLog::new(),
+            starts: Arc::new(Semaphore::new(bounds.starts)),
+            bounds,
+            deadlines,
+            registry: Link::default(),
+            lives: AtomicU64::new(1),
+            in_flight: AtomicUsize::new(0),
+        })
+    }
+
+    /// Counts a call that is on its way, until it is answered.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResourceExhausted`] at once if too many are.
+    pub(crate) fn in_flight(&self, key: &SandboxKey, verb: &'static str) -> Result<InFlight<'_>, Error> {
+        let bound = self.bounds.in_flight;
+        let counted = InFlight(self);
+        if self.in_flight.fetch_add(1, Ordering::AcqRel) < bound {
+            return Ok(counted);
+        }
+        let found = format!("{bound} calls are on their way already");
+        Err(Error::new(ErrorKind::ResourceExhausted, verb, found)
+            .on(key)
+            .remedy("try again in a moment")
+            .retry_after(Duration::from_millis(100)))
+    }
+
+    /// A number that no life has had.
+    pub(crate) fn fresh_life(&self) -> Life {
+        Life(self.lives.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Boot time, and how tokio's clock relates to it. Tests that pause tokio's clock pause this one with it.
+pub(crate) struct Clock {
+    boot_at_start: u64,
+    start: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let boot_at_start = boot.tv_sec as u64 * 1_000 + boot.tv_nsec as u64 / 1_000_000;
+        Self { boot_at_start, start: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> BootMillis {
+        self.boot_millis_of(Instant::now())
+    }
+
+    pub(crate) fn boot_millis_of(&self, instant: Instant) -> BootMillis {
+        let since = instant.saturating_duration_since(self.start).as_millis();
+        BootMillis(self.boot_at_start + u64::try_from(since).unwrap_or(u64::MAX / 2))
+    }
+
+    /// Not earlier than the moment meant: what is due then is due when a sleep until then ends.
+    pub(crate) fn instant_of(&self, at: BootMillis) -> Instant {
+        self.start + Duration::from_millis(at.0.saturating_sub(self.boot_at_start))
+    }
+
+    pub(crate) fn unix_nanos(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+}

@@ -1,0 +1,347 @@
+//! One atomic word per sandbox, in memory that never moves: what Ping, Sweep and handles read.
+//!
+//! ```text
+//!  63                              16 15    8 7     0
+//! ┌──────────────────────────────────┬───────┬───────┐
+//! │ life (keeper-wide, never reused)  │ marks │ phase │
+//! └──────────────────────────────────┴───────┴───────┘
+//! ```
+//! Only a sandbox's actor writes phase and life. An exit observer sets one mark, and only on the life it observed.
+
+use std::array;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use crate::model::{Life, Phase};
+
+/// Words in a chunk: 32 KiB of them.
+const CHUNK: usize = 4_096;
+/// Chunks at most, hence 4 M sandboxes.
+const CHUNKS: usize = 1_024;
+
+const LIFE_SHIFT: u32 = 16;
+const MARKS_SHIFT: u32 = 8;
+
+/// What stands beside a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Marks(u8);
+
+impl Marks {
+    /// Its life has ended, whether or not its phase says so yet.
+    pub const EXITED: Marks = Marks(1);
+    /// What exists of it is being found out.
+    pub const RECOVERING: Marks = Marks(2);
+    /// It is known not to answer.
+    pub const UNRESPONSIVE: Marks = Marks(4);
+    /// Its owner failed too often; only a Shutdown is accepted.
+    pub const QUARANTINED: Marks = Marks(8);
+
+    const NAMES: [(Marks, &'static str); 4] = [
+        (Marks::EXITED, "exited"),
+        (Marks::RECOVERING, "recovering"),
+        (Marks::UNRESPONSIVE, "unresponsive"),
+        (Marks::QUARANTINED, "quarantined"),
+    ];
+
+    /// Whether all of `other` are set.
+    pub fn contains(self, other: Marks) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether none is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The names of those that are set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(mark, _)| self.contains(*mark)).map(|(_, name)| name)
+    }
+
+    pub(crate) fn with(self, other: Marks, set: bool) -> Marks {
+        if set { Marks(self.0 | other.0) } else { Marks(self.0 & !other.0) }
+    }
+}
+
+/// What was last observed of a sandbox: its answer to a ping.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Pong(u64);
+
+impl Pong {
+    pub(crate) fn new(phase: Phase, life: Life, marks: Marks) -> Self {
+        Self(life.0 << LIFE_SHIFT | u64::from(marks.0) << MARKS_SHIFT | phase as u64)
+    }
+
+    /// Its phase; `Gone` if the slot is vacant.
+    pub fn phase(self) -> Phase {
+        Phase::from_number(self.0 as u8).unwrap_or(Phase::Gone)
+    }
+
+    /// The life that runs or ran last.
+    pub fn life(self) -> Life {
+        Life(self.0 >> LIFE_SHIFT)
+    }
+
+    /// Its marks.
+    pub fn marks(self) -> Marks {
+        Marks((self.0 >> MARKS_SHIFT) as u8)
+    }
+
+    /// Whether an instance was there when last observed, and nothing speaks against it.
+    #[inline]
+    pub fn is_alive(self) -> bool {
+        let against = Marks::EXITED.0 | Marks::UNRESPONSIVE.0;
+        self.0 & (u64::from(against) << MARKS_SHIFT) == 0
+            && (Phase::Running as u8..=Phase::Stopping as u8).contains(&(self.0 as u8))
+    }
+}
+
+impl std::fmt::Debug for Pong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (life {}", self.phase(), self.life())?;
+        self.marks().names().try_for_each(|name| write!(f, ", {name}"))?;
+        f.write_str(")")
+    }
+}
+
+/// 4,096 words, and what each is the pulse of.
+pub(crate) struct Chunk<T> {
+    words: [AtomicU64; CHUNK],
+    tenants: [Mutex<Option<Arc<T>>>; CHUNK],
+    /// Vacant slots of all chunks.
+    vacant: Arc<Mutex<Vec<u32>>>,
+}
+
+/// The words of all sandboxes.
+pub(crate) struct Slab<T> {
+    chunks: Box<[OnceLock<Arc<Chunk<T>>>; CHUNKS]>,
+    used_chunks: AtomicUsize,
+    vacant: Arc<Mutex<Vec<u32>>>,
+}
+
+/// The right to a slot. Vacates it when dropped, so a slot is never another sandbox's while somebody holds a handle.
+pub(crate) struct Lease<T> {
+    chunk: Arc<Chunk<T>>,
+    slot: u32,
+}
+
+impl<T> Slab<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            chunks: Box::new(array::from_fn(|_| OnceLock::new())),
+            used_chunks: AtomicUsize::new(0),
+            vacant: Arc::default(),
+        }
+    }
+
+    /// Takes a vacant slot, growing by a chunk if there is none; nothing if every chunk is full.
+    pub(crate) fn lease(&self) -> Option<Lease<T>> {
+        let mut vacant = self.vacant.lock();
+        if vacant.is_empty() {
+            let at = self.used_chunks.load(Ordering::Relaxed);
+            let chunk = self.chunks.get(at)?;
+            chunk.get_or_init(|| {
+                Arc::new(Chunk {
+                    words: array::from_fn(|_| AtomicU64::new(0)),
+                    tenants: array::from_fn(|_| Mutex::new(None)),
+                    vacant: Arc::clone(&self.vacant),
+                })
+            });
+            self.used_chunks.store(at + 1, Ordering::Release);
+            let first = (at * CHUNK) as u32;
+            vacant.extend((first..first + CHUNK as u32).rev());
+        }
+        let slot = vacant.pop()?;
+        let chunk = Arc::clone(self.chunk(slot)?);
+        Some(Lease { chunk, slot })
+    }
+
+    #[inline]
+    fn chunk(&self, slot: u32) -> Option<&Arc<Chunk<T>>> {
+        self.chunks.get(slot as usize / CHUNK)?.get()
+    }
+
+    /// What was last published in a slot.
+    #[inline]
+    pub(crate) fn read(&self, slot: u32) -> Option<Pong> {
+        Some(Pong(self.chunk(slot)?.words[slot as usize % CHUNK].load(Ordering::Acquire)))
+    }
+
+    /// Whose slot it is.
+    pub(crate) fn tenant(&self, slot: u32) -> Option<Arc<T>> {
+        self.chunk(slot)?.tenants[slot as usize % CHUNK].lock().clone()
+    }
+
+    /// Everybody who has moved in, in the order of their slots.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = Arc<T>> + '_ {
+        let used = (self.used_chunks.load(Ordering::Acquire) * CHUNK) as u32;
+        (0..used).filter_map(|slot| self.tenant(slot))
+    }
+
+    /// Counts the words by phase and by mark. `marked` gets the slot of each word with a mark.
+    pub(crate) fn sweep(&self, mut marked: impl FnMut(u32, Pong)) -> [u64; 16] {
+        let mut totals = [0; 16];
+        let used = self.used_chunks.load(Ordering::Acquire);
+        for (at, chunk) in self.chunks[..used].iter().enumerate() {
+            let Some(chunk) = chunk.get() else { continue };
+            // Thirteen counters of four bits in one register, emptied before the largest can overflow: counting costs
+            // no memory access, and no counter waits for the last store to itself.
+            for (group, words) in chunk.words.chunks(15).enumerate() {
+                let mut counters = 0_u64;
+                for (offset, word) in words.iter().enumerate() {
+                    let word = word.load(Ordering::Relaxed);
+                    counters += 1 << ((word & 15) * 4);
+                    if word & (0xff << MARKS_SHIFT) != 0 {
+                        marked((at * CHUNK + group * 15 + offset) as u32, Pong(word));
+                    }
+                }
+                for (phase, total) in totals.iter_mut().enumerate() {
+                    *total += counters >> (phase * 4) & 15;
+                }
+            }
+        }
+        totals
+    }
+}
+
+impl<T> Lease<T> {
+    /// The slot's number.
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Moves in: from now on the slot leads to this.
+    pub(crate) fn occupy(&self, tenant: Arc<T>) {
+        *self.chunk.tenants[self.slot as usize % CHUNK].lock() = Some(tenant);
+    }
+
+    /// Moves out. The slot stays leased.
+    pub(crate) fn leave(&self) {
+        self.chunk.tenants[self.slot as usize % CHUNK].lock().take();
+    }
+
+    /// The chunk and the place in it, for those who read often.
+    pub(crate) fn reader(&self) -> Reader<T> {
+        Reader { chunk: Arc::clone(&self.chunk), at: (self.slot as usize % CHUNK) as u16 }
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        &self.chunk.words[self.slot as usize % CHUNK]
+    }
+
+    /// What was last published.
+    pub(crate) fn read(&self) -> Pong {
+        Pong(self.word().load(Ordering::Acquire))
+    }
+
+    /// Publishes phase, life and marks. A mark that an exit observer has set on this life stays.
+    pub(crate) fn publish(&self, phase: Phase, life: Life, marks: Marks) {
+        let update = |old: u64| {
+            let old = Pong(old);
+            let exited = old.life() == life && old.marks().contains(Marks::EXITED);
+            Some(Pong::new(phase, life, marks.with(Marks::EXITED, exited || marks.contains(Marks::EXITED))).0)
+        };
+        let updated = self.word().fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+        debug_assert!(updated.is_ok(), "the update never declines");
+    }
+
+    /// Marks a life as ended, if it is still the slot's; says whether it was.
+    pub(crate) fn mark_exited(&self, life: Life) -> bool {
+        let update = |old: u64| {
+            let old = Pong(old);
+            (old.life() == life)
+                .then(|| Pong::new(old.phase(), life, old.marks().with(Marks::EXITED, true)).0)
+        };
+        self.word().fetch_update(Ordering::AcqRel, Ordering::Acquire, update).is_ok()
+    }
+}
+
+impl<T> Drop for Lease<T> {
+    fn drop(&mut self) {
+        self.word().store(0, Ordering::Release);
+        self.leave();
+        self.chunk.vacant.lock().push(self.slot);
+    }
+}
+
+/// Reads one word with nothing in between. Somebody else must keep the lease alive.
+pub(crate) struct Reader<T> {
+    chunk: Arc<Chunk<T>>,
+    at: u16,
+}
+
+impl<T> Reader<T> {
+    #[inline]
+    pub(crate) fn read(&self) -> Pong {
+        Pong(self.chunk.words[usize::from(self.at) % CHUNK].load(Ordering::Acquire))
+    }
+}
+
+impl<T> Clone for Reader<T> {
+    fn clone(&self) -> Self {
+        Self { chunk: Arc::clone(&self.chunk), at: self.at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_gives_back_what_it_was_made_of() {
+        for phase in Phase::ALL {
+            for marks in [Marks::default(), Marks::EXITED, Marks(15)] {
+                let pong = Pong::new(phase, Life(1 << 40), marks);
+                assert_eq!((pong.phase(), pong.life(), pong.marks()), (phase, Life(1 << 40), marks));
+                assert_eq!(pong.is_alive(), phase.is_alive() && marks.is_empty());
+            }
+        }
+        assert_eq!(Pong(0).phase(), Phase::Gone);
+        assert!(!Pong(0).is_alive());
+    }
+
+    #[test]
+    fn an_observer_marks_only_the_life_it_observed() {
+        let slab = Slab::<()>::new();
+        let lease = slab.lease().unwrap();
+        lease.publish(Phase::Running, Life(2), Marks::default());
+        assert!(!lease.mark_exited(Life(1)));
+        assert!(lease.read().is_alive());
+        assert!(lease.mark_exited(Life(2)));
+        lease.publish(Phase::Stopping, Life(2), Marks::default());
+        assert!(lease.read().marks().contains(Marks::EXITED), "the mark stays with its life");
+        lease.publish(Phase::Creating, Life(3), Marks::default());
+        assert!(lease.read().marks().is_empty(), "a new life begins unmarked");
+    }
+
+    #[test]
+    fn a_sweep_counts_every_word_once() {
+        let slab = Slab::<()>::new();
+        let leases: Vec<_> = (0..2 * CHUNK + 7).map(|_| slab.lease().unwrap()).collect();
+        for (at, lease) in leases.iter().enumerate() {
+            lease.publish(Phase::ALL[at % 12], Life(at as u64 + 1), Marks::default());
+        }
+        leases[5_000].mark_exited(Life(5_001));
+        let mut marked = Vec::new();
+        let totals = slab.sweep(|slot, pong| marked.push((slot, pong.life())));
+        assert_eq!(marked, [(leases[5_000].slot(), Life(5_001))]);
+        for phase in Phase::ALL {
+            let expected = (0..leases.len()).filter(|at| Phase::ALL[at % 12] == phase).count();
+            assert_eq!(totals[phase as usize], expected as u64, "{phase}");
+        }
+        assert_eq!(totals.iter().sum::<u64>(), 3 * CHUNK as u64);
+    }
+
+    #[test]
+    fn a_vacated_slot_is_leased_again_and_reads_as_gone() {
+        let slab = Slab::<()>::new();
+        let lease = slab.lease().unwrap();
+        let slot = lease.slot();
+        lease.publish(Phase::Running, Life(1), Marks::default());
+        drop(lease);
+        assert_eq!(slab.read(slot).unwrap().phase(), Phase::Gone);
+        assert_eq!(slab.lease().unwrap().slot(), slot);
+    }
+}

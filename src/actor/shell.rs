@@ -1,0 +1,420 @@
+//! The actor itself: takes a message, lets the machine decide, and does what it says. It decides nothing.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind};
+use crate::events::Event;
+use crate::model::{
+    Answer, BootMillis, Cause, Command, Effect, Exit, Found, Life, Observation, OpId, Operation, Outcome,
+    Phase,
+};
+use crate::runtime::Started;
+use crate::telemetry;
+
+use super::cell::Cell;
+use super::link::Upward;
+use super::message::{Call, Done, Ended, Lost, Message, Reply, Settled};
+use super::perform::Performance;
+
+/// Owns one sandbox.
+pub(crate) struct Sandbox;
+
+/// What an actor starts with.
+pub(crate) struct Arguments {
+    cell: Arc<Cell>,
+    guard: DeathNotice,
+}
+
+/// Says that an actor is lost, unless it was dismissed: a panic anywhere drops it.
+struct DeathNotice(Option<(Arc<Cell>, u64)>);
+
+impl Drop for DeathNotice {
+    fn drop(&mut self) {
+        if let Some((cell, incarnation)) = self.0.take() {
+            let services = Arc::clone(&cell.services);
+            services.registry.send(Upward::Lost(cell, incarnation));
+        }
+    }
+}
+
+/// Starts an actor for this sandbox; `replaces` says when one before it was lost.
+pub(crate) fn activate(cell: &Arc<Cell>, replaces: Option<Lost>) -> Result<(), Error> {
+    let notice = DeathNotice(Some((Arc::clone(cell), cell.next_incarnation())));
+    let arguments = Arguments { cell: Arc::clone(cell), guard: notice };
+    match ractor::ActorRuntime::<Sandbox>::spawn_instant(None, Sandbox, arguments) {
+        Ok((actor, _started)) => {
+            if let Some(lost) = replaces {
+                let _ = actor.send_message(Message::Replaces(lost));
+            }
+            cell.set_actor(Some(actor));
+            Ok(())
+        }
+        Err(error) => Err(Error::new(ErrorKind::Internal, "own", "its actor could not be spawned")
+            .on(&cell.key)
+            .caused_by(error)),
+    }
+}
+
+/// An actor's state.
+pub(crate) struct Shell {
+    cell: Arc<Cell>,
+    guard: DeathNotice,
+    timer: Option<JoinHandle<()>>,
+    /// Errors of failed operations, until everybody who waits has been told.
+    failures: Vec<(OpId, Error)>,
+    /// Held from the first operation of a start to its last.
+    start_permit: Option<OwnedSemaphorePermit>,
+    /// When whoever asked for the operation that is about to begin gives up.
+    wanted_until: Option<Instant>,
+    /// Answers that wait until the registry has forgotten this sandbox.
+    farewell: Vec<(Reply, Result<Settled, Error>)>,
+    shutdown: Option<OpId>,
+}
+
+impl Actor for Sandbox {
+    type Msg = Message;
+    type State = Shell;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Message>,
+        Arguments { cell, guard }: Arguments,
+    ) -> Result<Shell, ActorProcessingErr> {
+        Ok(Shell {
+            cell,
+            guard,
+            timer: None,
+            failures: Vec::new(),
+            start_permit: None,
+            wanted_until: None,
+            farewell: Vec::new(),
+            shutdown: None,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Message>,
+        message: Message,
+        shell: &mut Shell,
+    ) -> Result<(), ActorProcessingErr> {
+        shell.hear(message);
+        if shell.cell.lifecycle().phase() == Phase::Gone && shell.guard.0.is_some() {
+            shell.guard.0 = None;
+            let farewell = std::mem::take(&mut shell.farewell);
+            shell.cell.services.registry.send(Upward::Gone(Arc::clone(&shell.cell), farewell));
+            // It stays to pass on what still arrives, until the registry has forgotten it and stops it.
+        }
+        Ok(())
+    }
+}
+
+impl Shell {
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Call(call) => self.call(*call),
+            Message::Ended(ended) => self.ended(*ended),
+            Message::Exited { life, exit, all_ended } => {
+                self.observe(Observation::Exited { life, exit, all_ended });
+            }
+            Message::Due => self.observe(Observation::Due),
+            Message::Replaces(lost) => self.replace(lost),
+            #[cfg(feature = "testing")]
+            Message::Panic => panic!("asked to fail, for a test"),
+        }
+    }
+
+    fn now(&self) -> BootMillis {
+        self.cell.services.clock.now()
+    }
+
+    fn call(&mut self, mut call: Call) {
+        // Taken out of the mailbox: its room is free again.
+        drop(call.permit.take());
+        if self.cell.lifecycle().phase() == Phase::Gone {
+            self.cell.services.registry.send(Upward::Call(Box::new(call)));
+            return;
+        }
+        let Call { key, command, definition, deadline, reply, .. } = call;
+        if deadline <= Instant::now() && !matches!(command, Command::Shutdown { .. }) {
+            metrics::counter!(telemetry::EXPIRED_CALLS).increment(1);
+            let found = "its deadline passed before its turn came; nothing was done";
+            reply.fail(Error::new(ErrorKind::DeadlineExceeded, command.verb(), found).on(&key));
+            return;
+        }
+        if let Command::Pause | Command::Resume = command {
+            // A freeze that nobody waits for any more is not worth going on with.
+            self.wanted_until = Some(deadline);
+            if !self.cell.runtime.capabilities().pause {
+                let found = "its runtime cannot freeze sandboxes";
+                reply.fail(Error::new(ErrorKind::Unimplemented, command.verb(), found).on(&key));
+                return;
+            }
+        }
+        if let Command::Start { .. } | Command::Create { .. } = command {
+            self.cell.want_start_until(deadline);
+        }
+        if definition.is_some_and(|definition| definition.kept) && command != Command::Define {
+            self.command(Command::Define, None);
+        }
+        self.command(command, Some(reply));
+    }
+
+    fn command(&mut self, command: Command, reply: Option<Reply>) {
+        match self.cell.lifecycle().command(command, self.now()) {
+            Ok((next, effects, answer)) => {
+                self.cell.set_lifecycle(next);
+                // Parked first: what the effects settle, this caller must hear too.
+                let done = match answer {
+                    Answer::Await(op) if matches!(command, Command::Shutdown { .. }) => {
+                        self.shutdown = Some(op);
+                        reply.and_then(|reply| self.park(op, reply)).map(|reply| (reply, false))
+                    }
+                    Answer::Await(op) => {
+                        reply.and_then(|reply| self.park(op, reply)).map(|reply| (reply, false))
+                    }
+                    Answer::Done => reply.map(|reply| (reply, true)),
+                };
+                self.act(effects);
+                self.wanted_until = None;
+                match done {
+                    Some((reply, true)) => reply.send(Ok(self.settled())),
+                    Some((reply, false)) => reply.fail(super::message::too_many_waiters().on(&self.cell.key)),
+                    None => {}
+                }
+            }
+            Err(refusal) => {
+                self.wanted_until = None;
+                let Some(reply) = reply else { return };
+                let kind = match refusal.because {
+                    crate::model::Because::Recovering => ErrorKind::Unavailable,
+                    _ => ErrorKind::FailedPrecondition,
+                };
+                let mut error = Error::new(kind, command.verb(), refusal.to_string())
+                    .on(&self.cell.key)
+                    .remedy(refusal.remedy());
+                if refusal.passes_by_itself() {
+                    error = error.retry_after(std::time::Duration::from_millis(100));
+                }
+                reply.fail(error);
+            }
+        }
+    }
+
+    /// Gives the reply back if there is no room for it.
+    fn park(&self, op: OpId, reply: Reply) -> Option<Reply> {
+        let bound = self.cell.services.bounds.waiters;
+        self.cell.waiters(|waiters| waiters.park(op, reply, bound)).err()
+    }
+
+    fn observe(&mut self, observation: Observation) {
+        let (next, effects) = self.cell.lifecycle().observe(observation, self.now());
+        self.cell.set_lifecycle(next);
+        self.act(effects);
+    }
+
+    fn ended(&mut self, Ended { op, result, permit }: Ended) {
+        self.start_permit = permit;
+        match result {
+            Ok(Done::Nothing) => self.observe(Observation::Ended { op, failed: false }),
+            Ok(Done::Started(started)) => {
+                self.note_started(started);
+                self.observe(Observation::Ended { op, failed: false });
+            }
+            Ok(Done::Found(found, started)) => {
+                if let (Some(started), Found::Running { .. }) = (started, found) {
+                    self.note_started(started);
+                }
+                self.observe(Observation::Found { op, found });
+            }
+            Err(error) => {
+                self.failures.push((op, error));
+                self.observe(Observation::Ended { op, failed: true });
+            }
+        }
+        // Whatever did not go on to another operation of the same start has no claim to the permit.
+        self.start_permit = None;
+        if self.cell.waiters(|waiters| waiters.is_idle()) {
+            self.failures.clear();
+        }
+    }
+
+    fn note_started(&self, started: Started) {
+        let now = self.cell.services.clock.unix_nanos();
+        self.cell.note(|facts| {
+            facts.started = Some(Arc::new(started));
+            facts.started_at_unix_nanos = now;
+        });
+    }
+
+    fn replace(&mut self, lost: Lost) {
+        if lost == Lost::JustNow {
+            let error = self.owner_lost_error();
+            self.cell.waiters(|waiters| waiters.fail(&error));
+        }
+        self.observe(Observation::OwnerLost);
+        self.refresh();
+    }
+
+    fn owner_lost_error(&self) -> Error {
+        Error::new(ErrorKind::Internal, "finish a call on", "its owner failed, and was replaced")
+            .on(&self.cell.key)
+            .remedy("ask for its status, and try again")
+    }
+
+    /// Publishes marks and life that changed without a change of phase.
+    fn refresh(&self) {
+        self.cell.publish(self.cell.lifecycle().phase(), |_| {});
+    }
+
+    fn settled(&self) -> Settled {
+        let (pulse, facts) = self.cell.snapshot();
+        Settled { life: pulse.life(), started: facts.started }
+    }
+
+    fn act(&mut self, effects: Vec<Effect>) {
+        let marked = self.cell.pulse().marks().contains(super::pulse::Marks::RECOVERING);
+        let before = self.cell.pulse().life();
+        for effect in effects {
+            match effect {
+                Effect::Publish(phase) => self.publish(phase),
+                Effect::Begin { op, operation, life } => self.begin(op, operation, life),
+                // The task stays where it is until the next one has waited for its end.
+                Effect::Cancel(op) => self.cancel(op),
+                Effect::Settle(op, outcome) => self.settle(op, outcome),
+                Effect::Tell(life, exit) => self.tell(life, exit),
+                Effect::Arm(at) => self.arm(at),
+                Effect::Disarm => self.disarm(),
+            }
+        }
+        let lifecycle = self.cell.lifecycle();
+        if lifecycle.life() != before || lifecycle.is_recovering() != marked {
+            self.refresh();
+        }
+    }
+
+    fn publish(&self, phase: Phase) {
+        let lifecycle = self.cell.lifecycle();
+        let life = lifecycle.life();
+        self.cell.publish(phase, |facts| {
+            if let Phase::Creating = phase {
+                facts.started = None;
+                facts.started_at_unix_nanos = 0;
+            }
+        });
+        telemetry::phase_entered(phase);
+        tracing::info!(sandbox = %self.cell.key, %life, %phase, "phase changed");
+        let (_, facts) = self.cell.snapshot();
+        let services = &self.cell.services;
+        services.events.append(Event {
+            sequence: 0,
+            at_unix_nanos: services.clock.unix_nanos(),
+            key: self.cell.key,
+            phase,
+            life,
+            exit: facts.exit.filter(|(of, _)| *of == life && phase >= Phase::Stopped).map(|(_, exit)| exit),
+        });
+        if phase == Phase::Stopped {
+            services.registry.send(Upward::Stopped(self.cell.key, life));
+        }
+    }
+
+    fn begin(&mut self, op: OpId, operation: Operation, life: Life) {
+        let starts = matches!(operation, Operation::Create | Operation::Start);
+        let performance = Performance {
+            op,
+            operation,
+            life,
+            wanted_until: self.wanted_until.take().filter(|_| operation != Operation::Delete),
+            permit: self.start_permit.take().filter(|_| starts),
+            starts,
+            previous: self.cell.take_task().map(|(_, task)| task),
+        };
+        let task = performance.spawn(&self.cell);
+        self.cell.set_task(op, task);
+    }
+
+    fn cancel(&self, op: OpId) {
+        if let Some((running, task)) = self.cell.take_task() {
+            if running == op {
+                task.abort();
+            }
+            self.cell.set_task(running, task);
+        }
+    }
+
+    fn settle(&mut self, op: OpId, outcome: Outcome) {
+        let result = match outcome {
+            Outcome::Done => Ok(self.settled()),
+            Outcome::Failed(cause) => Err(self.explain(cause)),
+        };
+        let replies = self.cell.waiters(|waiters| waiters.take(op));
+        if self.shutdown == Some(op) {
+            self.shutdown = None;
+            if result.is_ok() {
+                // Whoever hears "gone" may define the same ID in the same instant: the registry must know it first.
+                self.farewell.extend(replies.into_iter().map(|reply| (reply, result.clone())));
+                return;
+            }
+            self.cell.waiters(|waiters| waiters.settle_shutdown(&result));
+        }
+        for reply in replies {
+            reply.send(result.clone());
+        }
+    }
+
+    fn explain(&self, cause: Cause) -> Error {
+        let key = &self.cell.key;
+        let ended = |kind, found: String| Error::new(kind, "finish a call on", found).on(key);
+        match cause {
+            Cause::Operation(op) => {
+                let known = self.failures.iter().find(|(failed, _)| *failed == op);
+                known.map(|(_, error)| error.clone()).unwrap_or_else(|| self.owner_lost_error())
+            }
+            Cause::Stop => ended(ErrorKind::Aborted, "it was stopped meanwhile".to_owned()),
+            Cause::Shutdown => ended(ErrorKind::Aborted, "it was shut down meanwhile".to_owned()),
+            Cause::Exited(exit) => {
+                ended(ErrorKind::FailedPrecondition, format!("its instance ended: it {exit}"))
+                    .remedy("start it again first")
+            }
+            Cause::OwnerLost => self.owner_lost_error(),
+        }
+    }
+
+    fn tell(&self, life: Life, exit: Exit) {
+        telemetry::exited(exit.reason);
+        tracing::info!(sandbox = %self.cell.key, %life, %exit, "life ended");
+        self.cell.note(|facts| facts.exit = Some((life, exit)));
+        self.cell.waiters(|waiters| waiters.tell_exit(life, exit));
+    }
+
+    fn arm(&mut self, at: BootMillis) {
+        self.disarm();
+        let cell = Arc::downgrade(&self.cell);
+        let until = self.cell.services.clock.instant_of(at);
+        self.timer = Some(tokio::spawn(async move {
+            tokio::time::sleep_until(until).await;
+            if let Some(cell) = cell.upgrade() {
+                let _ = cell.tell(Message::Due);
+            }
+        }));
+    }
+
+    fn disarm(&mut self) {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        self.disarm();
+    }
+}

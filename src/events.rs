@@ -1,0 +1,137 @@
+//! The event log: every change of phase once, in order, numbered; and those who watch it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::id::SandboxKey;
+use crate::model::{Exit, Life, Phase};
+
+/// How many events are kept for watchers that lag.
+pub const KEPT_EVENTS: usize = 65_536;
+
+/// A sandbox entered a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Counts up by one, over all sandboxes of the keeper.
+    pub sequence: u64,
+    /// Nanoseconds since the Unix epoch.
+    pub at_unix_nanos: i64,
+    /// Whose.
+    pub key: SandboxKey,
+    /// The phase entered.
+    pub phase: Phase,
+    /// The life it belongs to; 0 before the first.
+    pub life: Life,
+    /// How that life ended, from `Stopped` on.
+    pub exit: Option<Exit>,
+}
+
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    /// The number of the event that comes next.
+    next: u64,
+}
+
+/// Keeps the last events. Whoever reads too slowly loses some and is told so; nobody waits for a reader.
+pub(crate) struct EventLog {
+    ring: Mutex<Ring>,
+    appended: Notify,
+    closed: AtomicBool,
+}
+
+/// What a reader finds.
+pub(crate) enum Read {
+    /// These, from where it stood.
+    Events(Vec<Event>),
+    /// Some are gone; it is to take stock and go on from this number.
+    Lagged(u64),
+}
+
+impl EventLog {
+    pub(crate) fn new() -> Self {
+        Self { ring: Mutex::default(), appended: Notify::new(), closed: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn append(&self, mut event: Event) {
+        {
+            let mut ring = self.ring.lock();
+            event.sequence = ring.next;
+            ring.next += 1;
+            if ring.events.len() == KEPT_EVENTS {
+                ring.events.pop_front();
+            }
+            ring.events.push_back(event);
+        }
+        self.appended.notify_waiters();
+    }
+
+    /// The number of the event that comes next.
+    pub(crate) fn next(&self) -> u64 {
+        self.ring.lock().next
+    }
+
+    /// Nobody will append any more: readers end when they have read everything.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.appended.notify_waiters();
+    }
+
+    /// Waits for events from number `from` on; at most `most` of them at a time. Nothing once the log is closed.
+    pub(crate) async fn read(&self, from: u64, most: usize) -> Option<Read> {
+        loop {
+            // Registered before the look, so that nothing slips in between.
+            let mut appended = std::pin::pin!(self.appended.notified());
+            appended.as_mut().enable();
+            {
+                let ring = self.ring.lock();
+                let first = ring.next - ring.events.len() as u64;
+                if from < first {
+                    return Some(Read::Lagged(ring.next));
+                }
+                if from < ring.next {
+                    let at = (from - first) as usize;
+                    return Some(Read::Events(ring.events.iter().skip(at).take(most).copied().collect()));
+                }
+            }
+            if self.closed.load(Ordering::Acquire) {
+                return None;
+            }
+            appended.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(life: u64) -> Event {
+        Event {
+            sequence: 0,
+            at_unix_nanos: 0,
+            key: SandboxKey::new("default", "a").unwrap(),
+            phase: Phase::Running,
+            life: Life(life),
+            exit: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_lags_is_told_and_goes_on() {
+        let log = EventLog::new();
+        for life in 0..KEPT_EVENTS as u64 + 10 {
+            log.append(event(life));
+        }
+        let Some(Read::Lagged(next)) = log.read(0, 8).await else { panic!("ten events are gone") };
+        log.append(event(7));
+        let Some(Read::Events(events)) = log.read(next, 8).await else { panic!("one event is there") };
+        assert_eq!(events.len(), 1);
+        assert_eq!((events[0].sequence, events[0].life), (next, Life(7)));
+        log.close();
+        assert!(log.read(next + 1, 8).await.is_none());
+    }
+}

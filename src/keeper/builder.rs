@@ -1,0 +1,158 @@
+//! Sets up a keeper.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::actor::{Bounds, OperationDeadlines, Services};
+use crate::error::{Error, ErrorKind};
+use crate::id::SandboxKey;
+use crate::registry;
+use crate::registry::index::Index;
+use crate::runtime::Runtime;
+use crate::spec::SandboxSpec;
+
+use super::{Inner, Keeper};
+
+/// Says what an ID that was never defined is to be; nothing for IDs that are not to exist.
+pub type SpecSource = dyn Fn(&SandboxKey) -> Option<SandboxSpec> + Send + Sync;
+
+/// What a keeper is set up with. Only a runtime is needed.
+pub struct KeeperBuilder {
+    runtimes: BTreeMap<String, Arc<dyn Runtime>>,
+    default_runtime: Option<String>,
+    spec_source: Option<Box<SpecSource>>,
+    expected_sandboxes: usize,
+    bounds: Bounds,
+    deadlines: OperationDeadlines,
+}
+
+impl Default for KeeperBuilder {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            runtimes: BTreeMap::new(),
+            default_runtime: None,
+            spec_source: None,
+            expected_sandboxes: 16_384,
+            bounds: Bounds {
+                mailbox: 32,
+                waiters: 16_384,
+                sandboxes: 4_000_000,
+                stopped: 4_096,
+                in_flight: 65_536,
+                starts: 4 * cores,
+            },
+            deadlines: OperationDeadlines::default(),
+        }
+    }
+}
+
+impl KeeperBuilder {
+    /// Adds a backend under the name that specs call it by. The first is the default.
+    pub fn runtime(mut self, name: impl Into<String>, runtime: Arc<dyn Runtime>) -> Self {
+        let name = name.into();
+        self.default_runtime.get_or_insert_with(|| name.clone());
+        self.runtimes.insert(name, runtime);
+        self
+    }
+
+    /// Which backend runs specs that name none.
+    pub fn default_runtime(mut self, name: impl Into<String>) -> Self {
+        self.default_runtime = Some(name.into());
+        self
+    }
+
+    /// Where Create and Start look for the spec of an ID that was never defined. It is asked in the caller's task, and
+    /// must not block.
+    pub fn spec_source(
+        mut self,
+        source: impl Fn(&SandboxKey) -> Option<SandboxSpec> + Send + Sync + 'static,
+    ) -> Self {
+        self.spec_source = Some(Box::new(source));
+        self
+    }
+
+    /// How many sandboxes there is room for before the index has to grow; 16,384 by default. Growing is what makes a ping
+    /// wait longest.
+    pub fn expected_sandboxes(mut self, expected: usize) -> Self {
+        self.expected_sandboxes = expected;
+        self
+    }
+
+    /// How many sandboxes there may be; 4,000,000 by default and at most.
+    pub fn max_sandboxes(mut self, bound: usize) -> Self {
+        self.bounds.sandboxes = bound.min(4_000_000);
+        self
+    }
+
+    /// How many starts run at a time; four a core by default. Others wait for their turn in the order of asking.
+    pub fn concurrent_starts(mut self, bound: usize) -> Self {
+        self.bounds.starts = bound;
+        self
+    }
+
+    /// How many records of stopped sandboxes are kept; 4,096 by default. Past that the oldest is shut down.
+    pub fn stopped_records(mut self, bound: usize) -> Self {
+        self.bounds.stopped = bound;
+        self
+    }
+
+    /// How many calls may wait in one sandbox's mailbox; 32 by default. Past that they are refused at once. Ping, Status,
+    /// Wait and Shutdown need no room in it.
+    pub fn mailbox_bound(mut self, bound: u32) -> Self {
+        self.bounds.mailbox = bound;
+        self
+    }
+
+    /// How many callers may wait for one sandbox; 16,384 by default.
+    pub fn waiters_bound(mut self, bound: usize) -> Self {
+        self.bounds.waiters = bound;
+        self
+    }
+
+    /// How many calls may be on their way, over all sandboxes; 65,536 by default.
+    pub fn calls_in_flight(mut self, bound: usize) -> Self {
+        self.bounds.in_flight = bound;
+        self
+    }
+
+    /// How long each operation of a backend may take.
+    pub fn operation_deadlines(mut self, deadlines: OperationDeadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// Opens the keeper. It works in memory: nothing of it outlives the process.
+    ///
+    /// # Errors
+    /// - `InvalidArgument`: it has no runtime, its default runtime is not among them, or a bound is 0.
+    /// - `FailedPrecondition`: this is not called within a tokio runtime.
+    pub fn build(self) -> Result<Keeper, Error> {
+        let refuse = |found: String| Error::new(ErrorKind::InvalidArgument, "open a keeper", found);
+        let default_runtime = self.default_runtime.ok_or_else(|| {
+            refuse("it has no runtime".to_owned()).remedy("add one with KeeperBuilder::runtime")
+        })?;
+        if !self.runtimes.contains_key(&default_runtime) {
+            return Err(refuse(format!("its default runtime {default_runtime:?} is not among its runtimes")));
+        }
+        if self.bounds.starts == 0 || self.bounds.mailbox == 0 || self.bounds.waiters == 0 {
+            return Err(refuse("a bound of 0 would let nothing happen".to_owned()));
+        }
+        if tokio::runtime::Handle::try_current().is_err() {
+            let found = "there is no tokio runtime here";
+            return Err(Error::new(ErrorKind::FailedPrecondition, "open a keeper", found)
+                .remedy("call build within one"));
+        }
+        let services = Services::new(self.bounds, self.deadlines);
+        let index = Arc::new(Index::new(self.expected_sandboxes));
+        registry::open(&services, &index)?;
+        let inner = Inner {
+            services,
+            index,
+            runtimes: self.runtimes,
+            default_runtime,
+            spec_source: self.spec_source,
+        };
+        Ok(Keeper { inner: Arc::new(inner), within: None })
+    }
+}

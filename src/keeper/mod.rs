@@ -1,0 +1,437 @@
+//! The supervisor itself: what an embedder holds, and every front is written against.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::actor::pulse::Pong;
+use crate::actor::waiters::Joined;
+use crate::actor::{Call, Cell, Definition, Reply, Services, Settled, Upward};
+use crate::controller::{Controller, StartedSandbox, default_deadline};
+use crate::error::{Error, ErrorKind};
+use crate::id::SandboxKey;
+use crate::model::{Command, Exit, Life};
+use crate::registry::index::Index;
+use crate::registry::{not_found, owner_lost};
+use crate::runtime::{Platform, Report, Runtime};
+use crate::spec::SandboxSpec;
+use crate::wire::SandboxStatus;
+
+mod builder;
+mod handle;
+mod list;
+mod status;
+mod watch;
+
+pub use builder::{KeeperBuilder, SpecSource};
+pub use handle::SandboxHandle;
+pub use list::{Filter, Sweep};
+pub use watch::{Watch, WatchItem};
+
+/// Supervises the sandboxes of one node. Cloning gives another handle to the same keeper.
+///
+/// It lives in a tokio runtime, and without a journal it works in memory: when the last clone is dropped, its backends
+/// end what still runs. Shut down first ([`Keeper::shutdown_all`]) where sandboxes deserve their grace.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use sandkeeper::{Controller, Keeper, SandboxKey, SandboxSpec};
+/// use sandkeeper::runtime::memory::MemoryRuntime;
+///
+/// let keeper = Keeper::builder().runtime("memory", MemoryRuntime::new()).build()?;
+/// let key = SandboxKey::new("default", "web-7").unwrap();
+/// let sandbox = keeper.run(&key, SandboxSpec::default()).await?;
+/// assert!(keeper.ping(&key)?.is_alive());
+/// assert_ne!(sandbox.started.pid, 0);
+/// keeper.shutdown(&key, None).await?;
+/// assert!(keeper.ping(&key).is_err());
+/// # Ok::<(), sandkeeper::Error>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Keeper {
+    inner: Arc<Inner>,
+    within: Option<Duration>,
+}
+
+struct Inner {
+    services: Arc<Services>,
+    index: Arc<Index>,
+    runtimes: BTreeMap<String, Arc<dyn Runtime>>,
+    default_runtime: String,
+    spec_source: Option<Box<SpecSource>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.services.starts.close();
+        if let Some(registry) = self.services.registry.disconnect() {
+            registry.stop(None);
+        }
+        for cell in self.index.cells().collect::<Vec<_>>() {
+            cell.retire();
+            cell.lease().leave();
+        }
+        self.services.events.close();
+    }
+}
+
+impl Keeper {
+    /// Begins to set up a keeper.
+    pub fn builder() -> KeeperBuilder {
+        KeeperBuilder::default()
+    }
+
+    /// The same keeper, whose calls end within this long, whatever their
+    /// [default](crate::controller::default_deadline).
+    pub fn within(&self, deadline: Duration) -> Self {
+        Self { inner: Arc::clone(&self.inner), within: Some(deadline) }
+    }
+
+    fn limit(&self, default: Duration) -> Duration {
+        self.within.unwrap_or(default)
+    }
+
+    /// Records what an ID is to be, and makes nothing. Returns when it is recorded.
+    ///
+    /// Defining the same again succeeds and changes nothing.
+    ///
+    /// # Errors
+    /// - `InvalidArgument`: the spec is over a bound, or names a runtime that this keeper does not have.
+    /// - `AlreadyExists`: the ID has another spec.
+    /// - `ResourceExhausted`: the keeper knows as many sandboxes as it may.
+    /// - what its backend says of a spec that could never start here.
+    pub async fn define(&self, key: &SandboxKey, spec: SandboxSpec) -> Result<(), Error> {
+        let definition = self.definition(key, "define", spec, true)?;
+        self.call(key, Command::Define, Some(definition), self.limit(default_deadline::CREATE)).await?;
+        Ok(())
+    }
+
+    /// Defines a sandbox and starts it. Returns when its leader runs.
+    ///
+    /// With the spec it already has, a start under way is joined, and the running succeeds with the pid it has. A start
+    /// that fails leaves nothing, not even the ID, unless it was defined before.
+    ///
+    /// # Errors
+    /// Those of [`define`](Self::define) and of [`start`](Controller::start).
+    pub async fn run(&self, key: &SandboxKey, spec: SandboxSpec) -> Result<StartedSandbox, Error> {
+        let definition = self.definition(key, "start", spec, false)?;
+        let command = Command::Start { life: self.inner.services.fresh_life() };
+        let settled = self.call(key, command, Some(definition), self.limit(default_deadline::START)).await?;
+        Ok(started(settled))
+    }
+
+    /// Defines a sandbox and prepares it, so that Start only has to start.
+    ///
+    /// # Errors
+    /// Those of [`define`](Self::define) and of [`create`](Controller::create).
+    pub async fn prepare(&self, key: &SandboxKey, spec: SandboxSpec) -> Result<(), Error> {
+        let definition = self.definition(key, "create", spec, true)?;
+        let command = Command::Create { life: self.inner.services.fresh_life() };
+        self.call(key, command, Some(definition), self.limit(default_deadline::CREATE)).await?;
+        Ok(())
+    }
+
+    /// A handle on a sandbox: a ping through it takes no lock and no look-up. It does not keep the sandbox alive.
+    ///
+    /// # Errors
+    /// `NotFound`: nobody has this name.
+    pub fn handle(&self, key: &SandboxKey) -> Result<SandboxHandle, Error> {
+        Ok(SandboxHandle::new(self.cell(key, "find")?))
+    }
+
+    /// Asks the sandbox itself how it is.
+    ///
+    /// # Errors
+    /// - `NotFound`: nobody has this name.
+    /// - `FailedPrecondition`: it does not run.
+    /// - `DeadlineExceeded`, `Unavailable`: it did not answer.
+    pub async fn probe(&self, key: &SandboxKey) -> Result<Report, Error> {
+        let cell = self.cell(key, "probe")?;
+        let pulse = cell.pulse();
+        if !pulse.phase().is_alive() {
+            let found = format!("it is {}", pulse.phase());
+            return Err(Error::new(ErrorKind::FailedPrecondition, "probe", found)
+                .on(key)
+                .remedy("start it first"));
+        }
+        let instance = cell.instance_of(pulse.life()).ok_or_else(|| not_found(key, "probe"))?;
+        let limit = self.limit(default_deadline::PROBE);
+        let report = tokio::time::timeout(limit, cell.runtime.probe(&instance)).await;
+        report
+            .unwrap_or_else(|_| {
+                let found = format!("it did not answer within {limit:?}");
+                Err(Error::new(ErrorKind::DeadlineExceeded, "probe", found))
+            })
+            .map_err(|error| error.on(key))
+    }
+
+    /// Shuts every sandbox down, all at once, each with `grace` or its spec's own; gives what would not go.
+    pub async fn shutdown_all(&self, grace: Option<Duration>) -> Vec<(SandboxKey, Error)> {
+        let mut calls = tokio::task::JoinSet::new();
+        for cell in self.inner.index.cells() {
+            let (keeper, key) = (self.clone(), cell.key);
+            calls.spawn(async move { keeper.shutdown(&key, grace).await.err().map(|error| (key, error)) });
+        }
+        let mut left = Vec::new();
+        while let Some(ended) = calls.join_next().await {
+            left.extend(ended.ok().flatten());
+        }
+        left
+    }
+
+    /// How many sandboxes it knows.
+    pub fn len(&self) -> usize {
+        self.inner.index.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn cell(&self, key: &SandboxKey, verb: &'static str) -> Result<Arc<Cell>, Error> {
+        self.inner.index.cell(key).ok_or_else(|| not_found(key, verb))
+    }
+
+    fn definition(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        spec: SandboxSpec,
+        kept: bool,
+    ) -> Result<Definition, Error> {
+        spec.check(verb).map_err(|error| error.on(key))?;
+        let name = if spec.runtime.is_empty() { &self.inner.default_runtime } else { &spec.runtime };
+        let Some(runtime) = self.inner.runtimes.get(name) else {
+            let known: Vec<&str> = self.inner.runtimes.keys().map(String::as_str).collect();
+            let found = format!("there is no runtime {name:?}; this keeper has {}", known.join(", "));
+            return Err(Error::new(ErrorKind::InvalidArgument, verb, found).on(key));
+        };
+        runtime.check(&spec).map_err(|error| error.on(key))?;
+        Ok(Definition { spec: Arc::new(spec), runtime: Arc::clone(runtime), kept })
+    }
+
+    /// What the embedder's source says an unknown ID is to be.
+    fn sourced(&self, key: &SandboxKey, verb: &'static str) -> Result<Option<Definition>, Error> {
+        match &self.inner.spec_source {
+            Some(source) if self.inner.index.ping(key).is_none() => match source(key) {
+                Some(spec) => self.definition(key, verb, spec, true).map(Some),
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// Sends a command by way of the registry, and waits for its answer.
+    async fn call(
+        &self,
+        key: &SandboxKey,
+        command: Command,
+        definition: Option<Definition>,
+        limit: Duration,
+    ) -> Result<Settled, Error> {
+        let verb = command.verb();
+        let deadline = Instant::now() + limit;
+        let permit = match self.inner.index.cell(key) {
+            Some(cell) => Some(cell.mailbox_permit(verb)?),
+            None if definition.is_none() => return Err(not_found(key, verb)),
+            None => None,
+        };
+        let _in_flight = self.inner.services.in_flight(key, verb)?;
+        let (reply, answer) = Reply::new();
+        let call = Call { key: *key, command, definition, deadline, reply, permit };
+        self.inner.services.registry.send(Upward::Call(Box::new(call)));
+        self.answer(key, verb, deadline, limit, answer).await
+    }
+
+    async fn answer(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        deadline: Instant,
+        limit: Duration,
+        answer: oneshot::Receiver<Result<Settled, Error>>,
+    ) -> Result<Settled, Error> {
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            // Its owner, or the registry, was lost with the call in its hands.
+            Ok(Err(_dropped)) => Err(owner_lost(key, verb)),
+            Err(_elapsed) => {
+                let phase = self.inner.index.ping(key).map(|pulse| format!("; it is {}", pulse.phase()));
+                let found = format!("not done within {limit:?}{}", phase.unwrap_or_default());
+                Err(Error::new(ErrorKind::DeadlineExceeded, verb, found)
+                    .on(key)
+                    .remedy("what was begun goes on; ask for its status"))
+            }
+        }
+    }
+
+    /// A deadline of the caller's own, or none.
+    async fn bounded<T>(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        call: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        let Some(limit) = self.within else { return Ok(call.await) };
+        tokio::time::timeout(limit, call).await.map_err(|_| {
+            Error::new(ErrorKind::DeadlineExceeded, verb, format!("not done within {limit:?}")).on(key)
+        })
+    }
+
+    /// What is published of a sandbox, without asking it.
+    ///
+    /// # Errors
+    /// `NotFound`: nobody has this name.
+    pub fn inspect(&self, key: &SandboxKey) -> Result<SandboxStatus, Error> {
+        Ok(status::published(&*self.cell(key, "inspect")?))
+    }
+
+    /// Makes a sandbox's actor fail, as a fault in it would.
+    #[cfg(feature = "testing")]
+    pub fn fail_owner(&self, key: &SandboxKey) {
+        if let Some(cell) = self.inner.index.cell(key) {
+            let _ = cell.tell(crate::actor::Message::Panic);
+        }
+    }
+
+    /// Makes the registry fail, as a fault in it would.
+    #[cfg(feature = "testing")]
+    pub fn fail_registry(&self) {
+        self.inner.services.registry.send(Upward::Panic);
+    }
+}
+
+fn started(settled: Settled) -> StartedSandbox {
+    StartedSandbox { life: settled.life, started: settled.started.unwrap_or_default() }
+}
+
+fn millis(grace: Duration) -> u64 {
+    u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[async_trait]
+impl Controller for Keeper {
+    async fn create(&self, key: &SandboxKey) -> Result<(), Error> {
+        let definition = self.sourced(key, "create")?;
+        let command = Command::Create { life: self.inner.services.fresh_life() };
+        self.call(key, command, definition, self.limit(default_deadline::CREATE)).await?;
+        Ok(())
+    }
+
+    async fn start(&self, key: &SandboxKey) -> Result<StartedSandbox, Error> {
+        let definition = self.sourced(key, "start")?;
+        let command = Command::Start { life: self.inner.services.fresh_life() };
+        self.call(key, command, definition, self.limit(default_deadline::START)).await.map(started)
+    }
+
+    async fn stop(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
+        let grace = grace.unwrap_or(self.cell(key, "stop")?.spec.stop.grace);
+        let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
+        self.call(key, Command::Stop { grace_millis: millis(grace) }, None, limit).await?;
+        Ok(())
+    }
+
+    async fn shutdown(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
+        let Some(cell) = self.inner.index.cell(key) else { return Ok(()) };
+        let grace = grace.unwrap_or(cell.spec.stop.grace);
+        let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
+        let deadline = Instant::now() + limit;
+        let services = &self.inner.services;
+        let (reply, answer) = Reply::new();
+        // A flag that callers join: however many ask, one message is sent, and it needs no room in the mailbox.
+        match cell.waiters(|waiters| waiters.join_shutdown(reply, millis(grace), services.bounds.waiters)) {
+            Joined::Gone => return Ok(()),
+            Joined::Later => {}
+            Joined::First => {
+                let (reply, _joined) = Reply::new();
+                let command = Command::Shutdown { grace_millis: millis(grace) };
+                let call = Call { key: *key, command, definition: None, deadline, reply, permit: None };
+                services.registry.send(Upward::Call(Box::new(call)));
+            }
+        }
+        drop(cell);
+        self.answer(key, "shut down", deadline, limit, answer).await?;
+        Ok(())
+    }
+
+    async fn pause(&self, key: &SandboxKey) -> Result<(), Error> {
+        self.call(key, Command::Pause, None, self.limit(default_deadline::PAUSE)).await?;
+        Ok(())
+    }
+
+    async fn resume(&self, key: &SandboxKey) -> Result<(), Error> {
+        self.call(key, Command::Resume, None, self.limit(default_deadline::RESUME)).await?;
+        Ok(())
+    }
+
+    #[inline]
+    fn ping(&self, key: &SandboxKey) -> Result<Pong, Error> {
+        match self.inner.index.ping(key) {
+            Some(pong) if pong.is_alive() => Ok(pong),
+            pong => Err(handle::not_alive(key, pong)),
+        }
+    }
+
+    async fn status(&self, key: &SandboxKey) -> Result<prost_types::Any, Error> {
+        let cell = self.cell(key, "ask for the status of")?;
+        Ok(status::asked(&cell, self.limit(default_deadline::STATUS)).await)
+    }
+
+    async fn wait(&self, key: &SandboxKey) -> Result<Exit, Error> {
+        let cell = self.cell(key, "wait for")?;
+        match cell.wait(self.inner.services.bounds.waiters)? {
+            Ok(exit) => Ok(exit),
+            Err((life, number, hears)) => {
+                let wait = PendingWait { cell, life, number, hears: Some(hears) };
+                self.bounded(key, "wait for", wait.told()).await?
+            }
+        }
+    }
+
+    async fn platform(&self, key: &SandboxKey) -> Result<Platform, Error> {
+        Ok(self.cell(key, "ask for the platform of")?.runtime.platform())
+    }
+
+    async fn metrics(&self, key: &SandboxKey) -> Result<prost_types::Any, Error> {
+        let cell = self.cell(key, "read metrics of")?;
+        let instance = cell.instance(cell.pulse().life());
+        self.bounded(key, "read metrics of", cell.runtime.metrics(&instance)).await?
+    }
+
+    async fn update(&self, key: &SandboxKey, resources: &prost_types::Any) -> Result<(), Error> {
+        let cell = self.cell(key, "update")?;
+        let instance = cell.instance(cell.pulse().life());
+        self.bounded(key, "update", cell.runtime.update(&instance, resources)).await?
+    }
+}
+
+/// A wait that takes itself back when it is dropped.
+struct PendingWait {
+    cell: Arc<Cell>,
+    life: Life,
+    number: usize,
+    hears: Option<oneshot::Receiver<Exit>>,
+}
+
+impl PendingWait {
+    async fn told(mut self) -> Result<Exit, Error> {
+        let hears = self.hears.as_mut().expect("taken only when dropped");
+        hears.await.map_err(|_closed| {
+            Error::new(ErrorKind::Unavailable, "wait for", "its keeper was closed").on(&self.cell.key)
+        })
+    }
+}
+
+impl Drop for PendingWait {
+    fn drop(&mut self) {
+        drop(self.hears.take());
+        self.cell.waiters(|waiters| waiters.withdraw_exit(self.life, self.number));
+    }
+}

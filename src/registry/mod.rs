@@ -1,0 +1,290 @@
+//! The registry actor: the one writer of the index. It routes every call, and never waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::time::Instant;
+
+use crate::actor::{Call, Cell, Definition, Lost, Message, Reply, Services, Settled, Upward, shell};
+use crate::error::{Error, ErrorKind};
+use crate::id::SandboxKey;
+use crate::model::{Command, Life, Phase};
+use crate::telemetry;
+
+pub(crate) mod index;
+
+use index::Index;
+
+/// Routes calls to sandboxes.
+struct Registry;
+
+/// A registry's state. Everything that must survive it is elsewhere.
+struct Routing {
+    services: Arc<Services>,
+    index: Arc<Index>,
+    /// Sandboxes that stopped, the oldest first.
+    stopped: VecDeque<(SandboxKey, Life)>,
+    _successor: Succession,
+}
+
+/// Starts another registry when this one is lost.
+struct Succession {
+    services: Arc<Services>,
+    index: Arc<Index>,
+}
+
+impl Drop for Succession {
+    fn drop(&mut self) {
+        let (services, index) = (Arc::clone(&self.services), Arc::clone(&self.index));
+        // In a task of its own: where the tokio runtime ends, and this registry with it, the task never runs.
+        let succeed = async move {
+            // A keeper that closes disconnects first.
+            if !services.registry.is_connected() {
+                return;
+            }
+            metrics::counter!(telemetry::REGISTRY_REPLACED).increment(1);
+            tracing::error!("the registry failed and is replaced");
+            match spawn(Arc::clone(&services), index) {
+                Ok(registry) => services.registry.reconnect(registry),
+                Err(error) => tracing::error!(%error, "no registry"),
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(succeed);
+        }
+    }
+}
+
+/// Starts the registry and connects everybody to it.
+pub(crate) fn open(services: &Arc<Services>, index: &Arc<Index>) -> Result<(), Error> {
+    let registry = spawn(Arc::clone(services), Arc::clone(index))?;
+    services.registry.reconnect(registry);
+    Ok(())
+}
+
+fn spawn(services: Arc<Services>, index: Arc<Index>) -> Result<ActorRef<Upward>, Error> {
+    let successor = Succession { services: Arc::clone(&services), index: Arc::clone(&index) };
+    let routing = Routing { services, index, stopped: VecDeque::new(), _successor: successor };
+    let spawned = ractor::ActorRuntime::<Registry>::spawn_instant(None, Registry, routing);
+    let (registry, _started) = spawned.map_err(|error| {
+        Error::new(ErrorKind::Internal, "start the registry", "its actor could not be spawned")
+            .caused_by(error)
+    })?;
+    Ok(registry)
+}
+
+impl Actor for Registry {
+    type Msg = Upward;
+    type State = Routing;
+    type Arguments = Routing;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Upward>,
+        routing: Routing,
+    ) -> Result<Routing, ActorProcessingErr> {
+        Ok(routing)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Upward>,
+        message: Upward,
+        routing: &mut Routing,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Upward::Call(call) => routing.route(call),
+            Upward::Gone(cell, farewell) => routing.forget(&cell, farewell),
+            Upward::Stopped(key, life) => routing.keep_stopped(key, life),
+            Upward::Lost(cell, incarnation) if incarnation == cell.incarnation() => {
+                routing.replace_owner(&cell)
+            }
+            // Replaced already, by a registry that looked after everything.
+            Upward::Lost(..) => {}
+            Upward::Heal => routing.heal(),
+            #[cfg(feature = "testing")]
+            Upward::Panic => panic!("asked to fail, for a test"),
+        }
+        Ok(())
+    }
+}
+
+impl Routing {
+    fn route(&mut self, mut call: Box<Call>) {
+        let cell = match self.index.cell(&call.key) {
+            Some(cell) if cell.pulse().phase() == Phase::Gone => {
+                // Its actor's farewell is on the way here; this call comes behind it.
+                self.services.registry.send(Upward::Call(call));
+                return;
+            }
+            Some(cell) => {
+                if let Some(definition) = &call.definition
+                    && *definition.spec != *cell.spec
+                    && cell.pulse().phase() != Phase::Deleting
+                {
+                    call.reply.fail(taken(&call.key, call.command.verb()));
+                    return;
+                }
+                cell
+            }
+            None => match call.definition.take() {
+                Some(definition) => match self.define(&call, definition) {
+                    Ok(cell) => cell,
+                    Err(error) => return call.reply.fail(error),
+                },
+                None => return absent(*call),
+            },
+        };
+        self.forward(&cell, call);
+    }
+
+    fn define(&self, call: &Call, definition: Definition) -> Result<Arc<Cell>, Error> {
+        let bound = self.services.bounds.sandboxes;
+        let full = || {
+            Error::new(
+                ErrorKind::ResourceExhausted,
+                call.command.verb(),
+                format!("{bound} sandboxes are known already"),
+            )
+            .on(&call.key)
+            .remedy("shut down some that are not needed")
+        };
+        if self.index.len() >= bound {
+            return Err(full());
+        }
+        let lease = self.index.lease().ok_or_else(full)?;
+        let cell = Cell::new(call.key, definition, lease, Arc::clone(&self.services));
+        self.index.insert(&cell);
+        cell.announce();
+        Ok(cell)
+    }
+
+    fn forward(&self, cell: &Arc<Cell>, call: Box<Call>) {
+        if let Command::Define = call.command
+            && !cell.has_actor()
+            && cell.pulse().phase() == Phase::Defined
+            && cell.lifecycle().keeps_its_definition()
+        {
+            // Nothing to decide, and no reason to wake anybody.
+            return call.reply.send(Ok(Settled::default()));
+        }
+        let shuts_down = matches!(call.command, Command::Shutdown { .. });
+        if cell.is_quarantined() && !shuts_down {
+            let found = "its owner failed too often";
+            let error = Error::new(ErrorKind::FailedPrecondition, call.command.verb(), found).on(&cell.key);
+            return call.reply.fail(error.remedy("shut it down"));
+        }
+        if cell.is_quarantined() {
+            cell.release_from_quarantine();
+            self.activate(cell, Some(Lost::LongAgo));
+        } else if !cell.has_actor() {
+            self.activate(cell, None);
+        }
+        if let Err(Message::Call(call)) = cell.tell(Message::Call(call)) {
+            // Lost between two messages. Its notice is on the way; whoever asked hears at once.
+            call.reply.fail(owner_lost(&cell.key, call.command.verb()));
+        }
+    }
+
+    fn activate(&self, cell: &Arc<Cell>, replaces: Option<Lost>) {
+        if let Err(error) = shell::activate(cell, replaces) {
+            tracing::error!(sandbox = %cell.key, %error, "no actor");
+        }
+    }
+
+    fn forget(&mut self, cell: &Arc<Cell>, farewell: Vec<(Reply, Result<Settled, Error>)>) {
+        self.index.remove(cell);
+        cell.retire();
+        for (reply, result) in farewell {
+            reply.send(result);
+        }
+        cell.waiters(|waiters| waiters.close());
+    }
+
+    /// Keeps the record of a stopped sandbox, and lets go of the oldest where there are too many.
+    fn keep_stopped(&mut self, key: SandboxKey, life: Life) {
+        self.stopped.push_back((key, life));
+        while self.stopped.len() > self.services.bounds.stopped {
+            let Some((key, life)) = self.stopped.pop_front() else { break };
+            let pulse = self.index.ping(&key);
+            if pulse.is_some_and(|pulse| pulse.phase() == Phase::Stopped && pulse.life() == life) {
+                tracing::info!(sandbox = %key, "the oldest stopped record is dropped");
+                self.shut_down(key, 0);
+            }
+        }
+    }
+
+    /// Shuts a sandbox down of the keeper's own accord.
+    fn shut_down(&self, key: SandboxKey, grace_millis: u64) {
+        let (reply, _nobody) = Reply::new();
+        self.services.registry.send(Upward::Call(Box::new(Call {
+            key,
+            command: Command::Shutdown { grace_millis },
+            definition: None,
+            deadline: Instant::now() + Duration::from_secs(60),
+            reply,
+            permit: None,
+        })));
+    }
+
+    fn replace_owner(&self, cell: &Arc<Cell>) {
+        cell.set_actor(None);
+        if cell.may_replace_owner() {
+            metrics::counter!(telemetry::OWNERS_REPLACED).increment(1);
+            tracing::error!(sandbox = %cell.key, "its owner failed and is replaced");
+            self.activate(cell, Some(Lost::JustNow));
+        } else {
+            metrics::counter!(telemetry::OWNERS_GIVEN_UP).increment(1);
+            tracing::error!(sandbox = %cell.key, "its owner failed too often; it is quarantined");
+            cell.give_up(&owner_lost(&cell.key, "finish a call on"));
+        }
+    }
+
+    /// Takes up what a lost registry may have missed.
+    fn heal(&mut self) {
+        let cells: Vec<Arc<Cell>> = self.index.cells().collect();
+        for cell in cells {
+            let pulse = cell.pulse();
+            if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis) {
+                // It may have been lost on its way; a Shutdown that is under way already is joined.
+                self.shut_down(cell.key, grace_millis);
+            }
+            match pulse.phase() {
+                Phase::Gone => self.forget(&cell, Vec::new()),
+                Phase::Stopped => self.keep_stopped(cell.key, pulse.life()),
+                _ if cell.actor_is_dead() => self.replace_owner(&cell),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Nobody has this name.
+fn absent(call: Call) {
+    match call.command {
+        // The goal is absence.
+        Command::Shutdown { .. } => call.reply.send(Ok(Settled::default())),
+        command => call.reply.fail(not_found(&call.key, command.verb())),
+    }
+}
+
+/// Nobody has this name, and what to do about it.
+pub(crate) fn not_found(key: &SandboxKey, verb: &'static str) -> Error {
+    Error::new(ErrorKind::NotFound, verb, "no sandbox has this name")
+        .on(key)
+        .remedy("define it first, or start it with a spec")
+}
+
+fn taken(key: &SandboxKey, verb: &'static str) -> Error {
+    Error::new(ErrorKind::AlreadyExists, verb, "the name is taken by a sandbox with another spec")
+        .on(key)
+        .remedy("shut that one down first, or use another name")
+}
+
+pub(crate) fn owner_lost(key: &SandboxKey, verb: &'static str) -> Error {
+    Error::new(ErrorKind::Internal, verb, "its owner failed, and is being replaced")
+        .on(key)
+        .remedy("ask for its status, and try again")
+}

@@ -1,0 +1,242 @@
+//! C26: an actor, a registry or a backend that fails takes nothing along.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandkeeper::model::ExitReason;
+use sandkeeper::runtime::memory::{Instead, MemoryRuntime, Script, Step};
+use sandkeeper::{Controller, ErrorKind, Filter, Keeper, SandboxKey, SandboxSpec};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn key(id: &str) -> SandboxKey {
+    SandboxKey::new("default", id).unwrap()
+}
+
+struct House {
+    keeper: Keeper,
+    runtime: Arc<MemoryRuntime>,
+    bystanders: Vec<(SandboxKey, u32)>,
+}
+
+impl House {
+    /// A keeper with 100 running bystanders.
+    async fn with_bystanders() -> Self {
+        let runtime = MemoryRuntime::new();
+        let keeper = Keeper::builder().runtime("memory", Arc::clone(&runtime) as _).build().unwrap();
+        let mut bystanders = Vec::new();
+        for number in 0..100 {
+            let key = key(&format!("bystander-{number}"));
+            let sandbox = keeper.run(&key, SandboxSpec::default()).await.unwrap();
+            bystanders.push((key, sandbox.started.pid));
+        }
+        Self { keeper, runtime, bystanders }
+    }
+
+    fn scripted(&self, id: &str, script: Script) -> SandboxKey {
+        let key = key(id);
+        self.runtime.script(&key, script);
+        key
+    }
+
+    /// Nobody else noticed, and what was shut down is gone.
+    async fn is_unharmed(self) {
+        for (key, pid) in &self.bystanders {
+            assert!(self.keeper.ping(key).is_ok(), "{key}");
+            assert_eq!(self.keeper.start(key).await.unwrap().started.pid, *pid, "{key}");
+        }
+        assert_eq!(self.runtime.existing().len(), self.bystanders.len());
+        assert_eq!(self.keeper.list(&Filter::default()).len(), self.bystanders.len());
+    }
+}
+
+fn panics() -> Step {
+    Step { delay: Duration::ZERO, instead: Some(Instead::Panic) }
+}
+
+/// Asks until the owner has been replaced and answers again.
+async fn settled(keeper: &Keeper, key: &SandboxKey, phase: &str) {
+    tokio::time::timeout(SECOND, async {
+        loop {
+            let status = keeper.inspect(key).unwrap();
+            if status.phase == phase && status.marks.iter().all(|mark| mark != "recovering") {
+                return;
+            }
+            tokio::time::sleep(MS(2)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("it is {:?} and not {phase}", keeper.inspect(key)));
+}
+
+#[tokio::test]
+async fn a_backend_that_panics_while_preparing_fails_only_that_start() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("a", Script { create: panics(), ..Script::default() });
+    let error = house.keeper.within(SECOND).run(&key, SandboxSpec::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    house.runtime.script(&key, Script::default());
+    house.keeper.run(&key, SandboxSpec::default()).await.expect("the next start works");
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_panics_while_pausing_leaves_it_running() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("b", Script { pause: panics(), ..Script::default() });
+    let before = house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    let error = house.keeper.within(SECOND).pause(&key).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    assert!(house.keeper.ping(&key).is_ok());
+    assert_eq!(house.keeper.start(&key).await.unwrap(), before);
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn after_a_backend_that_panics_in_shutdown_a_second_one_finishes() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("c", Script { delete: panics(), ..Script::default() });
+    house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    let error = house.keeper.within(SECOND).shutdown(&key, Some(Duration::ZERO)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    house.runtime.script(&key, Script::default());
+    house.keeper.shutdown(&key, None).await.expect("the second finishes");
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_is_replaced_by_one_that_rereads_reality() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("d", Script::default());
+    let before = house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    for frozen in [false, true] {
+        if frozen {
+            house.keeper.pause(&key).await.unwrap();
+        }
+        house.keeper.fail_owner(&key);
+        tokio::time::sleep(MS(20)).await;
+        settled(&house.keeper, &key, if frozen { "paused" } else { "running" }).await;
+        assert_eq!(house.keeper.start(&key).await.unwrap().started.pid, before.started.pid);
+        assert!(house.keeper.ping(&key).is_ok());
+    }
+    // It still hears of the end.
+    let wait = tokio::spawn({
+        let keeper = house.keeper.clone();
+        async move { keeper.wait(&key).await }
+    });
+    tokio::time::sleep(MS(20)).await;
+    house.runtime.exit(&key, ExitReason::Exited(9));
+    assert_eq!(wait.await.unwrap().unwrap().status(), 9);
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_owner_lost_during_a_start_ends_the_call_at_once_and_leaves_a_whole_thing_or_nothing() {
+    let house = House::with_bystanders().await;
+    for (id, delay) in [("e1", MS(0)), ("e2", MS(300))] {
+        let script = Script { start: Step { delay, instead: None }, ..Script::default() };
+        let key = house.scripted(id, script);
+        let start = tokio::spawn({
+            let keeper = house.keeper.clone();
+            async move { keeper.run(&key, SandboxSpec::default()).await }
+        });
+        tokio::time::sleep(MS(50)).await;
+        house.keeper.fail_owner(&key);
+        let started = tokio::time::timeout(SECOND, start).await.expect("no hang").unwrap();
+        if let Err(error) = &started {
+            assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+        }
+        tokio::time::sleep(MS(50)).await;
+        let exists = house.runtime.existing().contains(&key);
+        assert_eq!(exists, house.keeper.inspect(&key).is_ok_and(|status| status.phase == "running"));
+        house.runtime.script(&key, Script::default());
+        house.keeper.run(&key, SandboxSpec::default()).await.expect("the name is usable");
+        house.keeper.shutdown(&key, None).await.unwrap();
+    }
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_owned_is_found_by_the_next_owner() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("f", Script::default());
+    house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    // Both on their way at once: the end may reach the owner that fails, nobody, or its replacement.
+    for _ in 0..20 {
+        house.keeper.fail_owner(&key);
+        house.runtime.exit(&key, ExitReason::Exited(4));
+        assert_eq!(house.keeper.within(SECOND).wait(&key).await.unwrap().status(), 4);
+        settled(&house.keeper, &key, "stopped").await;
+        house.keeper.shutdown(&key, None).await.unwrap();
+        house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    }
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_under_way_outlives_its_owner() {
+    let house = House::with_bystanders().await;
+    let script = Script { delete: Step { delay: MS(100), instead: None }, ..Script::default() };
+    let key = house.scripted("g", script);
+    house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    let shutdown = tokio::spawn({
+        let keeper = house.keeper.clone();
+        async move { keeper.shutdown(&key, Some(Duration::ZERO)).await }
+    });
+    tokio::time::sleep(MS(30)).await;
+    house.keeper.fail_owner(&key);
+    let heard = tokio::time::timeout(SECOND, shutdown).await.expect("no hang").unwrap();
+    assert_eq!(heard.unwrap_err().kind(), ErrorKind::Internal);
+    house.keeper.shutdown(&key, None).await.expect("joins the one that goes on");
+    assert!(!house.runtime.existing().contains(&key));
+    house.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_too_often_is_not_replaced_and_a_shutdown_ends_it() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("h", Script::default());
+    house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    for _ in 0..8 {
+        house.keeper.fail_owner(&key);
+        tokio::time::sleep(MS(10)).await;
+    }
+    assert!(house.keeper.inspect(&key).unwrap().marks.contains(&"quarantined".to_owned()));
+    let error = house.keeper.pause(&key).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+    assert!(error.to_string().contains("shut it down"), "{error}");
+    house.keeper.shutdown(&key, None).await.expect("always possible");
+    house.is_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_fails_is_replaced_and_takes_nobody_along() {
+    let house = House::with_bystanders().await;
+    for round in 0..10 {
+        let key = house.scripted(&format!("i{round}"), Script::default());
+        let start = tokio::spawn({
+            let keeper = house.keeper.within(SECOND);
+            async move { keeper.run(&key, SandboxSpec::default()).await }
+        });
+        house.keeper.fail_registry();
+        // Lost with the registry, or not: an answer in time either way, and the name is usable.
+        if let Err(error) = start.await.unwrap() {
+            assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+        }
+        house.keeper.run(&key, SandboxSpec::default()).await.expect("healed in place");
+        let shutdown = tokio::spawn({
+            let keeper = house.keeper.within(SECOND);
+            async move { keeper.shutdown(&key, None).await }
+        });
+        tokio::task::yield_now().await;
+        house.keeper.fail_registry();
+        shutdown.await.unwrap().expect("a Shutdown is taken up by the next registry");
+        assert!(!house.runtime.existing().contains(&key));
+    }
+    house.is_unharmed().await;
+}

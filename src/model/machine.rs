@@ -2,7 +2,8 @@
 
 use super::state::{Current, Ending, Goals, Removing, State, Then, Turn};
 use super::{
-    Because, BootMillis, Cause, Command, Effect, Exit, Found, Life, Observation, OpId, Outcome, Phase, Refusal,
+    Because, BootMillis, Cause, Command, Effect, Exit, Found, Life, Observation, OpId, Outcome, Phase,
+    Refusal,
 };
 
 /// The lifecycle of one sandbox: a value.
@@ -83,11 +84,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`Refusal`] says what stands in the way; nothing has changed then.
-    pub fn command(
-        &self,
-        command: Command,
-        now: BootMillis,
-    ) -> Result<(Self, Vec<Effect>, Answer), Refusal> {
+    pub fn command(&self, command: Command, now: BootMillis) -> Result<(Self, Vec<Effect>, Answer), Refusal> {
         let mut turn = self.turn(now);
         let answer = match command {
             Command::Define => turn.define(),
@@ -111,7 +108,9 @@ impl Lifecycle {
     pub fn observe(&self, observation: Observation, now: BootMillis) -> (Self, Vec<Effect>) {
         let mut turn = self.turn(now);
         match observation {
-            Observation::Ended { op, failed } if self.state.op() == Some(op) => turn.operation_ended(op, failed),
+            Observation::Ended { op, failed } if self.state.op() == Some(op) => {
+                turn.operation_ended(op, failed)
+            }
             Observation::Found { op, found } if self.state.op() == Some(op) => turn.found(found),
             Observation::Exited { life, exit, all_ended } if life == self.current.life => {
                 turn.exited(exit, all_ended);

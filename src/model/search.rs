@@ -135,7 +135,9 @@ fn the_world_is_bounded_and_each_edge_keeps_the_books() {
         for effect in effects {
             if let Effect::Settle(op, _) = effect {
                 let at = waiting.iter().position(|waits| waits == op);
-                waiting.remove(at.unwrap_or_else(|| panic!("settles {op:?} twice or for nobody: {}", context())));
+                waiting.remove(
+                    at.unwrap_or_else(|| panic!("settles {op:?} twice or for nobody: {}", context())),
+                );
             }
         }
         let (mut left, mut right) = (waiting, to.waited_for());
@@ -144,8 +146,10 @@ fn the_world_is_bounded_and_each_edge_keeps_the_books() {
         assert_eq!(left, right, "{}", context());
 
         // One operation at a time; one that is dropped is cancelled.
-        let begun: Vec<OpId> =
-            effects.iter().filter_map(|e| if let Effect::Begin { op, .. } = e { Some(*op) } else { None }).collect();
+        let begun: Vec<OpId> = effects
+            .iter()
+            .filter_map(|e| if let Effect::Begin { op, .. } = e { Some(*op) } else { None })
+            .collect();
         assert!(begun.len() <= 1, "{}", context());
         assert!(begun.iter().all(|op| to.op() == Some(*op)), "{}", context());
         let over = matches!(what, Move::Observe(Observation::Ended { .. } | Observation::Found { .. }));
@@ -155,7 +159,12 @@ fn the_world_is_bounded_and_each_edge_keeps_the_books() {
 
         // The end of a life is told once, and a life that has ended does not come back.
         let told = effects.iter().filter(|effect| matches!(effect, Effect::Tell(..))).count();
-        assert_eq!(told, usize::from(from.is_open() && (!to.is_open() || to.life() != from.life())), "{}", context());
+        assert_eq!(
+            told,
+            usize::from(from.is_open() && (!to.is_open() || to.life() != from.life())),
+            "{}",
+            context()
+        );
         if !from.is_open() && from.life() == to.life() {
             assert!(!to.is_open(), "{}", context());
         }
@@ -196,7 +205,8 @@ fn nobody_waits_for_what_can_no_longer_settle() {
 #[test]
 fn from_every_state_a_shutdown_ends_in_gone() {
     for lifecycle in explore(|_| {}) {
-        let (shutting, ..) = lifecycle.command(Command::Shutdown { grace_millis: 10 }, NOW).expect("always legal");
+        let (shutting, ..) =
+            lifecycle.command(Command::Shutdown { grace_millis: 10 }, NOW).expect("always legal");
         let end = settle_down(shutting, false, |at| at.phase() == Phase::Gone);
         assert_eq!(end.phase(), Phase::Gone, "from {lifecycle:?}");
         assert!(!end.is_open() && end.waited_for().is_empty(), "from {lifecycle:?}\nto {end:?}");
@@ -206,7 +216,8 @@ fn from_every_state_a_shutdown_ends_in_gone() {
 #[test]
 fn a_shutdown_outlasts_failing_deletes() {
     for lifecycle in explore(|_| {}) {
-        let (shutting, ..) = lifecycle.command(Command::Shutdown { grace_millis: 0 }, NOW).expect("always legal");
+        let (shutting, ..) =
+            lifecycle.command(Command::Shutdown { grace_millis: 0 }, NOW).expect("always legal");
         let told = settle_down(shutting, true, |at| at.waited_for().is_empty());
         let end = settle_down(told, false, |at| at.phase() == Phase::Gone);
         assert_eq!(end.phase(), Phase::Gone, "from {lifecycle:?}");

@@ -10,22 +10,50 @@ pub(super) const RETRY_MILLIS: u64 = 1_000;
 pub(super) enum State {
     Defined,
     /// A stopped life's remains are removed, so that `next` can begin.
-    Clearing { op: OpId, exit: Exit, next: Life },
-    Creating { op: OpId },
+    Clearing {
+        op: OpId,
+        exit: Exit,
+        next: Life,
+    },
+    Creating {
+        op: OpId,
+    },
     Created,
     /// The exit may be reported before the start is.
-    Starting { op: OpId, exit: Option<(Exit, bool)> },
+    Starting {
+        op: OpId,
+        exit: Option<(Exit, bool)>,
+    },
     Running,
-    Pausing { op: OpId },
+    Pausing {
+        op: OpId,
+    },
     /// The pause `cause` failed; the thaw `op` withdraws it.
-    Withdrawing { op: OpId, cause: OpId },
+    Withdrawing {
+        op: OpId,
+        cause: OpId,
+    },
     Paused,
-    Resuming { op: OpId },
-    Stopping { step: Ending, exit: Option<Exit> },
-    Stopped { exit: Exit },
+    Resuming {
+        op: OpId,
+    },
+    Stopping {
+        step: Ending,
+        exit: Option<Exit>,
+    },
+    Stopped {
+        exit: Exit,
+    },
     /// `undone` is the operation whose failure is being undone, if that is why.
-    Deleting { step: Removing, then: Then, undone: Option<OpId> },
-    Recovering { step: Removing, was: Phase },
+    Deleting {
+        step: Removing,
+        then: Then,
+        undone: Option<OpId>,
+    },
+    Recovering {
+        step: Removing,
+        was: Phase,
+    },
     Gone,
 }
 
@@ -94,7 +122,9 @@ impl State {
     /// The moment something is due.
     pub(super) fn deadline(&self) -> Option<BootMillis> {
         match *self {
-            State::Stopping { step: Ending::Asking { until, .. } | Ending::Waiting { until }, .. } => Some(until),
+            State::Stopping { step: Ending::Asking { until, .. } | Ending::Waiting { until }, .. } => {
+                Some(until)
+            }
             State::Stopping { step: Ending::Retrying { at }, .. }
             | State::Deleting { step: Removing::Retrying { at }, .. }
             | State::Recovering { step: Removing::Retrying { at }, .. } => Some(at),
@@ -240,7 +270,10 @@ impl Turn {
     }
 
     pub(super) fn begin_killing(&mut self, exit: Option<Exit>) {
-        self.begin(Operation::Kill, self.current.life, |op| State::Stopping { step: Ending::Killing { op }, exit });
+        self.begin(Operation::Kill, self.current.life, |op| State::Stopping {
+            step: Ending::Killing { op },
+            exit,
+        });
     }
 
     pub(super) fn begin_deleting(&mut self, then: Then, undone: Option<OpId>) {

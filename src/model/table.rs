@@ -50,7 +50,8 @@ fn tables() -> String {
             }
         }
         for (kind, what, to) in grouped {
-            let to: Vec<&str> = to.into_iter().map(|to| if to == phase { "(unchanged)" } else { to.name() }).collect();
+            let to: Vec<&str> =
+                to.into_iter().map(|to| if to == phase { "(unchanged)" } else { to.name() }).collect();
             let what = if kind == "command" { format!("**{what}**") } else { what.to_owned() };
             writeln!(text, "| {phase} | {what} | {} |", to.join(", ")).unwrap();
         }

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
-use crate::place::{CONTROLLERS, cgroup, read};
+use crate::place::{CONTROLLERS, cgroup, move_to_leaf, read};
 
 /// A case: its name and what it does.
 pub(crate) type Case = (&'static str, fn());
@@ -41,6 +41,7 @@ fn the_machine_is_pure_v2_with_memory_pids_and_cpu() {
 /// Goal: limits are enforced here, so that a case about a limit can fail. Method: one process stays below 16 MiB and
 /// lives, another reads without end into memory and is killed by the kernel, which counts one OOM kill.
 fn a_process_over_memory_max_is_killed_and_counted() {
+    move_to_leaf();
     fs::write(cgroup().join("cgroup.subtree_control"), "+memory").expect("memory can be handed on");
     let limited = cgroup().join("limited");
     fs::create_dir(&limited).expect("a cgroup can be made");

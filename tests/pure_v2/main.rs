@@ -63,12 +63,12 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// The child that [`Tree::run`] starts: joins its leaf, then is the case.
+/// The child that [`Tree::run`] starts: enters its place, then is the case.
 fn run_here(name: &str) -> ExitCode {
     let Some((_, case)) = cases::CASES.iter().find(|(known, _)| *known == name) else {
         panic!("no case is named {name:?}");
     };
-    place::join_leaf();
+    place::enter();
     case();
     ExitCode::SUCCESS
 }

@@ -1,9 +1,12 @@
-//! A case's place: a cgroup to itself, as a service manager would delegate it.
+//! A case's place: a cgroup to itself, as a service manager delegates it to a service.
 //!
 //! ```text
-//! /sys/fs/cgroup/sandkeeper-pure-v2-NAME/        memory, pids and cpu are available; holds no process   (`cgroup()`)
-//! └── host/                                      holds the case's own process
+//! /sys/fs/cgroup/sandkeeper-pure-v2-NAME/     memory, pids and cpu are available   (`cgroup()`)
+//! └── sandkeeper-host/                        empty until the case moves there     (`move_to_leaf()`)
 //! ```
+//!
+//! The case's process begins at the top of it. There the kernel refuses to limit groups below, as it does to any
+//! service that has not moved: a case moves, has the backend do it, or tests that refusal.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,8 +20,8 @@ const CGROUP_VARIABLE: &str = "SANDKEEPER_CASE_CGROUP";
 /// What the cases need of the v2 hierarchy.
 pub(crate) const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
-/// The leaf for the case's own process.
-const LEAF: &str = "host";
+/// The leaf for the case's own process, under the name the backend knows for it.
+const LEAF: &str = "sandkeeper-host";
 
 /// The longest a case may take.
 const CASE_LIMIT: Duration = Duration::from_secs(60);
@@ -44,10 +47,21 @@ pub(crate) fn cgroup() -> PathBuf {
     PathBuf::from(std::env::var_os(CGROUP_VARIABLE).expect("a case runs only in a place made for it"))
 }
 
-/// Moves this process into the leaf of its place.
-pub(crate) fn join_leaf() {
-    let procs = cgroup().join(LEAF).join("cgroup.procs");
-    fs::write(&procs, "0").unwrap_or_else(|error| panic!("cannot join {}: {error}", procs.display()));
+/// Moves this process to the top of its place.
+pub(crate) fn enter() {
+    join(&cgroup());
+}
+
+/// For a case: moves this process into a leaf, so that groups beside it can be limited.
+pub(crate) fn move_to_leaf() {
+    let leaf = cgroup().join(LEAF);
+    fs::create_dir_all(&leaf).unwrap_or_else(|error| panic!("cannot make {}: {error}", leaf.display()));
+    join(&leaf);
+}
+
+fn join(cgroup: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), "0")
+        .unwrap_or_else(|error| panic!("cannot move to {}: {error}", cgroup.display()));
 }
 
 /// The top of a v2 hierarchy that hands on the controllers the cases need.
@@ -94,7 +108,7 @@ impl Tree {
 }
 
 fn run_in(place: &Path, name: &str, printed: &Path) -> io::Result<Outcome> {
-    fs::create_dir_all(place.join(LEAF))?;
+    fs::create_dir(place)?;
     let out = File::create(printed)?;
     let child = Command::new(std::env::current_exe()?)
         .args(["--case", name])

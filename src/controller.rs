@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::actor::pulse::Pong;
 use crate::error::Error;
 use crate::id::SandboxKey;
+use crate::model::Pong;
 use crate::model::{Exit, Life};
 use crate::runtime::{Platform, Started};
 

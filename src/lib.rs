@@ -14,10 +14,10 @@ pub mod telemetry;
 pub mod wire;
 
 pub use actor::OperationDeadlines;
-pub use actor::pulse::{Marks, Pong};
 pub use controller::{Controller, StartedSandbox};
 pub use error::{Error, ErrorKind};
 pub use events::{Event, KEPT_EVENTS};
 pub use id::{InvalidIdentifier, Namespace, SandboxId, SandboxKey};
 pub use keeper::{Filter, Keeper, KeeperBuilder, SandboxHandle, SpecSource, Sweep, Watch, WatchItem};
+pub use model::{Marks, Pong};
 pub use spec::SandboxSpec;

@@ -157,9 +157,7 @@ async fn a_shutdown_at_any_moment_of_a_start_is_final() {
             "{outcome:?}"
         );
     }
-    for failure in keeper.shutdown_all(Some(Duration::ZERO)).await {
-        panic!("{failure:?}");
-    }
+    assert!(keeper.shutdown_all(Some(Duration::ZERO)).await.is_empty());
     nothing_is_left(&keeper, &runtime);
     drop(keeper);
     let mut last = std::collections::HashMap::new();
@@ -439,7 +437,7 @@ async fn a_shutdown_that_cannot_finish_says_so_and_goes_on_by_itself() {
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "the name stays reserved: {error}");
     runtime.script(&key, Script::default());
     tokio::time::timeout(Duration::from_secs(5), async {
-        while keeper.len() > 0 {
+        while !keeper.is_empty() {
             tokio::time::sleep(MS(20)).await;
         }
     })

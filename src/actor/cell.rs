@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ractor::{ActorRef, ActorStatus};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -18,8 +19,9 @@ use crate::spec::SandboxSpec;
 
 use super::Services;
 use super::message::{Definition, Message};
-use super::pulse::{Lease, Marks, Pong};
+use super::pulse::Lease;
 use super::waiters::Waiters;
+use crate::model::{Marks, Pong};
 
 /// One sandbox.
 pub(crate) struct Cell {
@@ -58,6 +60,36 @@ struct Owned {
     incarnation: u64,
 }
 
+/// What a wait comes to.
+pub(crate) enum Wait {
+    Ended(Exit),
+    Pending(PendingWait),
+}
+
+/// A place among those who wait for the end of a life. Given up when dropped.
+pub(crate) struct PendingWait {
+    cell: Arc<Cell>,
+    life: Life,
+    number: usize,
+    hears: Option<oneshot::Receiver<Exit>>,
+}
+
+impl PendingWait {
+    pub(crate) async fn told(mut self) -> Result<Exit, Error> {
+        let hears = self.hears.as_mut().expect("taken only when dropped");
+        hears.await.map_err(|_closed| {
+            Error::new(ErrorKind::Unavailable, "wait for", "its keeper was closed").on(&self.cell.key)
+        })
+    }
+}
+
+impl Drop for PendingWait {
+    fn drop(&mut self) {
+        drop(self.hears.take());
+        self.cell.waiters(|waiters| waiters.withdraw_exit(self.life, self.number));
+    }
+}
+
 /// Room for one message in a sandbox's mailbox.
 pub(crate) struct MailboxPermit(Arc<Cell>);
 
@@ -81,7 +113,7 @@ impl Cell {
         let Definition { spec, runtime, kept } = definition;
         let lifecycle = if kept { Lifecycle::defined() } else { Lifecycle::passing() };
         lease.publish(lifecycle.phase(), Life(0), Marks::default());
-        let facts = Facts { created_at_unix_nanos: services.clock.unix_nanos(), ..Facts::default() };
+        let facts = Facts { created_at_unix_nanos: crate::runtime::unix_nanos(), ..Facts::default() };
         Arc::new(Self {
             key,
             spec,
@@ -141,27 +173,27 @@ impl Cell {
         with(&mut self.waiters.lock())
     }
 
-    /// How a life ended, if it has; else the number under which it is waited for.
-    pub(crate) fn wait(
-        &self,
-        bound: usize,
-    ) -> Result<Result<Exit, (Life, usize, tokio::sync::oneshot::Receiver<Exit>)>, Error> {
+    /// How the current life ended, or a place among those who wait for that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] if there has been no life; [`ErrorKind::ResourceExhausted`] if too many wait.
+    pub(crate) fn wait(self: &Arc<Self>) -> Result<Wait, Error> {
         // Under the lock: an end is told either before, and then it is in the facts, or after, and then to us.
         let mut waiters = self.waiters.lock();
         let (pulse, facts) = self.snapshot();
-        if let Some((life, exit)) = facts.exit
-            && life == pulse.life()
-        {
-            return Ok(Ok(exit));
+        let life = pulse.life();
+        if let Some((_, exit)) = facts.exit.filter(|(of, _)| *of == life) {
+            return Ok(Wait::Ended(exit));
         }
-        if pulse.life() == Life(0) {
+        if life == Life(0) {
             return Err(Error::new(ErrorKind::FailedPrecondition, "wait for", "it was never started")
                 .on(&self.key)
                 .remedy("start it first"));
         }
-        let life = pulse.life();
-        match waiters.await_exit(life, bound) {
-            Some((number, hears)) => Ok(Err((life, number, hears))),
+        match waiters.await_exit(life, self.services.bounds.waiters) {
+            Some((number, hears)) => {
+                Ok(Wait::Pending(PendingWait { cell: Arc::clone(self), life, number, hears: Some(hears) }))
+            }
             None => Err(super::message::too_many_waiters().on(&self.key)),
         }
     }

@@ -8,7 +8,6 @@ use ractor::ActorRef;
 use super::cell::Cell;
 use super::message::{Call, Reply, Settled};
 use crate::error::Error;
-use crate::id::SandboxKey;
 use crate::model::Life;
 
 /// What reaches the registry.
@@ -18,7 +17,7 @@ pub(crate) enum Upward {
     /// A sandbox is gone: forget it, and then give these answers.
     Gone(Arc<Cell>, Vec<(Reply, Result<Settled, Error>)>),
     /// A life of this sandbox has ended and its record is kept.
-    Stopped(SandboxKey, Life),
+    Stopped(Arc<Cell>, Life),
     /// This sandbox's actor is lost: the one with this number.
     Lost(Arc<Cell>, u64),
     /// Look after everything: this registry replaces one that was lost.

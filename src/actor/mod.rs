@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ pub(crate) mod pulse;
 pub(crate) mod shell;
 pub(crate) mod waiters;
 
-pub(crate) use cell::Cell;
+pub(crate) use cell::{Cell, Wait};
 pub(crate) use link::{Link, Upward};
 pub(crate) use message::{Call, Definition, Lost, Message, Reply, Settled};
 
@@ -156,10 +156,5 @@ impl Clock {
     /// Not earlier than the moment meant: what is due then is due when a sleep until then ends.
     pub(crate) fn instant_of(&self, at: BootMillis) -> Instant {
         self.start + Duration::from_millis(at.0.saturating_sub(self.boot_at_start))
-    }
-
-    pub(crate) fn unix_nanos(&self) -> i64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
     }
 }

@@ -1,11 +1,5 @@
 //! One atomic word per sandbox, in memory that never moves: what Ping, Sweep and handles read.
 //!
-//! ```text
-//!  63                              16 15    8 7     0
-//! ┌──────────────────────────────────┬───────┬───────┐
-//! │ life (keeper-wide, never reused)  │ marks │ phase │
-//! └──────────────────────────────────┴───────┴───────┘
-//! ```
 //! Only a sandbox's actor writes phase and life. An exit observer sets one mark, and only on the life it observed.
 
 use std::array;
@@ -14,97 +8,12 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::model::{Life, Phase};
+use crate::model::{Life, Marks, Phase, Pong};
 
 /// Words in a chunk: 32 KiB of them.
 const CHUNK: usize = 4_096;
 /// Chunks at most, hence 4 M sandboxes.
 const CHUNKS: usize = 1_024;
-
-const LIFE_SHIFT: u32 = 16;
-const MARKS_SHIFT: u32 = 8;
-
-/// What stands beside a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Marks(u8);
-
-impl Marks {
-    /// Its life has ended, whether or not its phase says so yet.
-    pub const EXITED: Marks = Marks(1);
-    /// What exists of it is being found out.
-    pub const RECOVERING: Marks = Marks(2);
-    /// It is known not to answer.
-    pub const UNRESPONSIVE: Marks = Marks(4);
-    /// Its owner failed too often; only a Shutdown is accepted.
-    pub const QUARANTINED: Marks = Marks(8);
-
-    const NAMES: [(Marks, &'static str); 4] = [
-        (Marks::EXITED, "exited"),
-        (Marks::RECOVERING, "recovering"),
-        (Marks::UNRESPONSIVE, "unresponsive"),
-        (Marks::QUARANTINED, "quarantined"),
-    ];
-
-    /// Whether all of `other` are set.
-    pub fn contains(self, other: Marks) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether none is set.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// The names of those that are set.
-    pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Self::NAMES.into_iter().filter(move |(mark, _)| self.contains(*mark)).map(|(_, name)| name)
-    }
-
-    pub(crate) fn with(self, other: Marks, set: bool) -> Marks {
-        if set { Marks(self.0 | other.0) } else { Marks(self.0 & !other.0) }
-    }
-}
-
-/// What was last observed of a sandbox: its answer to a ping.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Pong(u64);
-
-impl Pong {
-    pub(crate) fn new(phase: Phase, life: Life, marks: Marks) -> Self {
-        Self(life.0 << LIFE_SHIFT | u64::from(marks.0) << MARKS_SHIFT | phase as u64)
-    }
-
-    /// Its phase; `Gone` if the slot is vacant.
-    pub fn phase(self) -> Phase {
-        Phase::from_number(self.0 as u8).unwrap_or(Phase::Gone)
-    }
-
-    /// The life that runs or ran last.
-    pub fn life(self) -> Life {
-        Life(self.0 >> LIFE_SHIFT)
-    }
-
-    /// Its marks.
-    pub fn marks(self) -> Marks {
-        Marks((self.0 >> MARKS_SHIFT) as u8)
-    }
-
-    /// Whether an instance was there when last observed, and nothing speaks against it.
-    #[inline]
-    pub fn is_alive(self) -> bool {
-        let against = Marks::EXITED.0 | Marks::UNRESPONSIVE.0;
-        self.0 & (u64::from(against) << MARKS_SHIFT) == 0
-            && (Phase::Running as u8..=Phase::Stopping as u8).contains(&(self.0 as u8))
-    }
-}
-
-impl std::fmt::Debug for Pong {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (life {}", self.phase(), self.life())?;
-        self.marks().names().try_for_each(|name| write!(f, ", {name}"))?;
-        f.write_str(")")
-    }
-}
 
 /// 4,096 words, and what each is the pulse of.
 pub(crate) struct Chunk<T> {
@@ -166,7 +75,7 @@ impl<T> Slab<T> {
     /// What was last published in a slot.
     #[inline]
     pub(crate) fn read(&self, slot: u32) -> Option<Pong> {
-        Some(Pong(self.chunk(slot)?.words[slot as usize % CHUNK].load(Ordering::Acquire)))
+        Some(Pong::from_word(self.chunk(slot)?.words[slot as usize % CHUNK].load(Ordering::Acquire)))
     }
 
     /// Whose slot it is.
@@ -193,8 +102,8 @@ impl<T> Slab<T> {
                 for (offset, word) in words.iter().enumerate() {
                     let word = word.load(Ordering::Relaxed);
                     counters += 1 << ((word & 15) * 4);
-                    if word & (0xff << MARKS_SHIFT) != 0 {
-                        marked((at * CHUNK + group * 15 + offset) as u32, Pong(word));
+                    if word & (Pong::MARKS) != 0 {
+                        marked((at * CHUNK + group * 15 + offset) as u32, Pong::from_word(word));
                     }
                 }
                 for (phase, total) in totals.iter_mut().enumerate() {
@@ -233,15 +142,18 @@ impl<T> Lease<T> {
 
     /// What was last published.
     pub(crate) fn read(&self) -> Pong {
-        Pong(self.word().load(Ordering::Acquire))
+        Pong::from_word(self.word().load(Ordering::Acquire))
     }
 
     /// Publishes phase, life and marks. A mark that an exit observer has set on this life stays.
     pub(crate) fn publish(&self, phase: Phase, life: Life, marks: Marks) {
         let update = |old: u64| {
-            let old = Pong(old);
+            let old = Pong::from_word(old);
             let exited = old.life() == life && old.marks().contains(Marks::EXITED);
-            Some(Pong::new(phase, life, marks.with(Marks::EXITED, exited || marks.contains(Marks::EXITED))).0)
+            Some(
+                Pong::new(phase, life, marks.with(Marks::EXITED, exited || marks.contains(Marks::EXITED)))
+                    .word(),
+            )
         };
         let updated = self.word().fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
         debug_assert!(updated.is_ok(), "the update never declines");
@@ -250,9 +162,9 @@ impl<T> Lease<T> {
     /// Marks a life as ended, if it is still the slot's; says whether it was.
     pub(crate) fn mark_exited(&self, life: Life) -> bool {
         let update = |old: u64| {
-            let old = Pong(old);
+            let old = Pong::from_word(old);
             (old.life() == life)
-                .then(|| Pong::new(old.phase(), life, old.marks().with(Marks::EXITED, true)).0)
+                .then(|| Pong::new(old.phase(), life, old.marks().with(Marks::EXITED, true)).word())
         };
         self.word().fetch_update(Ordering::AcqRel, Ordering::Acquire, update).is_ok()
     }
@@ -275,7 +187,7 @@ pub(crate) struct Reader<T> {
 impl<T> Reader<T> {
     #[inline]
     pub(crate) fn read(&self) -> Pong {
-        Pong(self.chunk.words[usize::from(self.at) % CHUNK].load(Ordering::Acquire))
+        Pong::from_word(self.chunk.words[usize::from(self.at) % CHUNK].load(Ordering::Acquire))
     }
 }
 
@@ -288,19 +200,6 @@ impl<T> Clone for Reader<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_word_gives_back_what_it_was_made_of() {
-        for phase in Phase::ALL {
-            for marks in [Marks::default(), Marks::EXITED, Marks(15)] {
-                let pong = Pong::new(phase, Life(1 << 40), marks);
-                assert_eq!((pong.phase(), pong.life(), pong.marks()), (phase, Life(1 << 40), marks));
-                assert_eq!(pong.is_alive(), phase.is_alive() && marks.is_empty());
-            }
-        }
-        assert_eq!(Pong(0).phase(), Phase::Gone);
-        assert!(!Pong(0).is_alive());
-    }
 
     #[test]
     fn an_observer_marks_only_the_life_it_observed() {

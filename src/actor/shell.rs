@@ -246,7 +246,7 @@ impl Shell {
     }
 
     fn note_started(&self, started: Started) {
-        let now = self.cell.services.clock.unix_nanos();
+        let now = crate::runtime::unix_nanos();
         self.cell.note(|facts| {
             facts.started = Some(Arc::new(started));
             facts.started_at_unix_nanos = now;
@@ -279,7 +279,7 @@ impl Shell {
     }
 
     fn act(&mut self, effects: Vec<Effect>) {
-        let marked = self.cell.pulse().marks().contains(super::pulse::Marks::RECOVERING);
+        let marked = self.cell.pulse().marks().contains(crate::model::Marks::RECOVERING);
         let before = self.cell.pulse().life();
         for effect in effects {
             match effect {
@@ -314,14 +314,14 @@ impl Shell {
         let services = &self.cell.services;
         services.events.append(Event {
             sequence: 0,
-            at_unix_nanos: services.clock.unix_nanos(),
+            at_unix_nanos: crate::runtime::unix_nanos(),
             key: self.cell.key,
             phase,
             life,
             exit: facts.exit.filter(|(of, _)| *of == life && phase >= Phase::Stopped).map(|(_, exit)| exit),
         });
         if phase == Phase::Stopped {
-            services.registry.send(Upward::Stopped(self.cell.key, life));
+            services.registry.send(Upward::Stopped(Arc::clone(&self.cell), life));
         }
     }
 

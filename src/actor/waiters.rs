@@ -1,12 +1,18 @@
 //! Callers who wait, kept beside the actor: ten thousand of them fill no mailbox.
 
+use std::time::Duration;
+
 use slab::Slab;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::model::{Exit, Life, OpId};
 
 use super::message::{Reply, Settled};
+
+/// A Shutdown that was sent this long ago is sent again by whoever joins it: it may have been lost with a registry.
+const SEND_AGAIN: Duration = Duration::from_secs(1);
 
 /// Everybody who waits for something of one sandbox.
 #[derive(Default)]
@@ -17,8 +23,8 @@ pub(crate) struct Waiters {
     exits: Slab<(Life, oneshot::Sender<Exit>)>,
     /// For the sandbox to be gone.
     shutdowns: Vec<Reply>,
-    /// Whether a Shutdown has been sent, and with which grace.
-    pub(crate) shutdown_grace_millis: Option<u64>,
+    /// Whether a Shutdown has been sent: with which grace, and when.
+    shutdown_sent: Option<(u64, Instant)>,
     /// Whether the sandbox is gone, and nobody will be told anything here any more.
     closed: bool,
 }
@@ -111,18 +117,24 @@ impl Waiters {
         } else {
             reply.fail(super::message::too_many_waiters());
         }
-        match self.shutdown_grace_millis {
-            Some(sent) if sent <= grace_millis => Joined::Later,
-            _ => {
-                self.shutdown_grace_millis = Some(grace_millis);
+        match self.shutdown_sent {
+            Some((sent, at)) if sent <= grace_millis && at.elapsed() < SEND_AGAIN => Joined::Later,
+            sent => {
+                let shortest = sent.map_or(grace_millis, |(sent, _)| sent.min(grace_millis));
+                self.shutdown_sent = Some((shortest, Instant::now()));
                 Joined::First
             }
         }
     }
 
+    /// The grace of the Shutdown that has been sent, if one has.
+    pub(crate) fn shutdown_grace_millis(&self) -> Option<u64> {
+        self.shutdown_sent.map(|(grace_millis, _)| grace_millis)
+    }
+
     /// Answers everybody who joined the Shutdown. The next one begins anew.
     pub(crate) fn settle_shutdown(&mut self, result: &Result<Settled, Error>) {
-        self.shutdown_grace_millis = None;
+        self.shutdown_sent = None;
         for reply in std::mem::take(&mut self.shutdowns) {
             reply.send(result.clone());
         }

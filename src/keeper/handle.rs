@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::actor::Cell;
-use crate::actor::pulse::{Marks, Pong, Reader};
+use crate::actor::pulse::Reader;
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::model::Phase;
+use crate::model::{Marks, Pong};
 use crate::registry::not_found;
 
 /// One sandbox, found once. It stays that sandbox: after a Shutdown it answers `NotFound`, even if the ID is used again.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::actor::Cell;
-use crate::actor::pulse::Pong;
 use crate::id::{Namespace, SandboxKey};
 use crate::model::Phase;
+use crate::model::Pong;
 use crate::registry::index::Index;
 use crate::wire::SandboxStatus;
 

@@ -9,13 +9,13 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::actor::pulse::Pong;
 use crate::actor::waiters::Joined;
-use crate::actor::{Call, Cell, Definition, Reply, Services, Settled, Upward};
+use crate::actor::{Call, Cell, Definition, Reply, Services, Settled, Upward, Wait};
 use crate::controller::{Controller, StartedSandbox, default_deadline};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
-use crate::model::{Command, Exit, Life};
+use crate::model::Pong;
+use crate::model::{Command, Exit};
 use crate::registry::index::Index;
 use crate::registry::{not_found, owner_lost};
 use crate::runtime::{Platform, Report, Runtime};
@@ -385,13 +385,9 @@ impl Controller for Keeper {
     }
 
     async fn wait(&self, key: &SandboxKey) -> Result<Exit, Error> {
-        let cell = self.cell(key, "wait for")?;
-        match cell.wait(self.inner.services.bounds.waiters)? {
-            Ok(exit) => Ok(exit),
-            Err((life, number, hears)) => {
-                let wait = PendingWait { cell, life, number, hears: Some(hears) };
-                self.bounded(key, "wait for", wait.told()).await?
-            }
+        match self.cell(key, "wait for")?.wait()? {
+            Wait::Ended(exit) => Ok(exit),
+            Wait::Pending(wait) => self.bounded(key, "wait for", wait.told()).await?,
         }
     }
 
@@ -409,29 +405,5 @@ impl Controller for Keeper {
         let cell = self.cell(key, "update")?;
         let instance = cell.instance(cell.pulse().life());
         self.bounded(key, "update", cell.runtime.update(&instance, resources)).await?
-    }
-}
-
-/// A wait that takes itself back when it is dropped.
-struct PendingWait {
-    cell: Arc<Cell>,
-    life: Life,
-    number: usize,
-    hears: Option<oneshot::Receiver<Exit>>,
-}
-
-impl PendingWait {
-    async fn told(mut self) -> Result<Exit, Error> {
-        let hears = self.hears.as_mut().expect("taken only when dropped");
-        hears.await.map_err(|_closed| {
-            Error::new(ErrorKind::Unavailable, "wait for", "its keeper was closed").on(&self.cell.key)
-        })
-    }
-}
-
-impl Drop for PendingWait {
-    fn drop(&mut self) {
-        drop(self.hears.take());
-        self.cell.waiters(|waiters| waiters.withdraw_exit(self.life, self.number));
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use dashmap::DashMap;
 
 use crate::actor::Cell;
-use crate::actor::pulse::{Lease, Pong, Slab};
+use crate::actor::pulse::{Lease, Slab};
 use crate::id::SandboxKey;
+use crate::model::Pong;
 
 /// Where each sandbox is.
 pub(crate) struct Index {

@@ -1,7 +1,7 @@
 //! The registry actor: the one writer of the index. It routes every call, and never waits.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -25,7 +25,7 @@ struct Routing {
     services: Arc<Services>,
     index: Arc<Index>,
     /// Sandboxes that stopped, the oldest first.
-    stopped: VecDeque<(SandboxKey, Life)>,
+    stopped: VecDeque<(Weak<Cell>, Life)>,
     _successor: Succession,
 }
 
@@ -97,7 +97,7 @@ impl Actor for Registry {
         match message {
             Upward::Call(call) => routing.route(call),
             Upward::Gone(cell, farewell) => routing.forget(&cell, farewell),
-            Upward::Stopped(key, life) => routing.keep_stopped(key, life),
+            Upward::Stopped(cell, life) => routing.keep_stopped(&cell, life),
             Upward::Lost(cell, incarnation) if incarnation == cell.incarnation() => {
                 routing.replace_owner(&cell)
             }
@@ -204,14 +204,19 @@ impl Routing {
     }
 
     /// Keeps the record of a stopped sandbox, and lets go of the oldest where there are too many.
-    fn keep_stopped(&mut self, key: SandboxKey, life: Life) {
-        self.stopped.push_back((key, life));
+    fn keep_stopped(&mut self, cell: &Arc<Cell>, life: Life) {
+        let still_stopped = |(cell, life): &(Weak<Cell>, Life)| {
+            let pulse = cell.upgrade().map(|cell| cell.pulse());
+            pulse.is_some_and(|pulse| pulse.phase() == Phase::Stopped && pulse.life() == *life)
+        };
+        self.stopped.push_back((Arc::downgrade(cell), life));
+        if self.stopped.len() > self.services.bounds.stopped {
+            self.stopped.retain(still_stopped);
+        }
         while self.stopped.len() > self.services.bounds.stopped {
-            let Some((key, life)) = self.stopped.pop_front() else { break };
-            let pulse = self.index.ping(&key);
-            if pulse.is_some_and(|pulse| pulse.phase() == Phase::Stopped && pulse.life() == life) {
-                tracing::info!(sandbox = %key, "the oldest stopped record is dropped");
-                self.shut_down(key, 0);
+            if let Some(cell) = self.stopped.pop_front().and_then(|(cell, _)| cell.upgrade()) {
+                tracing::info!(sandbox = %cell.key, "the oldest stopped record is dropped");
+                self.shut_down(cell.key, 0);
             }
         }
     }
@@ -247,13 +252,13 @@ impl Routing {
         let cells: Vec<Arc<Cell>> = self.index.cells().collect();
         for cell in cells {
             let pulse = cell.pulse();
-            if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis) {
+            if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis()) {
                 // It may have been lost on its way; a Shutdown that is under way already is joined.
                 self.shut_down(cell.key, grace_millis);
             }
             match pulse.phase() {
                 Phase::Gone => self.forget(&cell, Vec::new()),
-                Phase::Stopped => self.keep_stopped(cell.key, pulse.life()),
+                Phase::Stopped => self.keep_stopped(&cell, pulse.life()),
                 _ if cell.actor_is_dead() => self.replace_owner(&cell),
                 _ => {}
             }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -113,11 +113,6 @@ impl MemoryRuntime {
         Arc::new(Self { world: Arc::default(), next_pid: AtomicU32::new(2), pauses: true })
     }
 
-    fn now() -> i64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-    }
-
     /// Takes a step; says whether the work is to be done.
     async fn step(
         &self,
@@ -172,7 +167,7 @@ impl MemoryRuntime {
 
 /// Ends a running instance, and reports it; says whether there was one.
 fn end(world: &Mutex<World>, key: &SandboxKey, life: Option<Life>, reason: ExitReason) -> bool {
-    let exit = Exit { reason, at_unix_nanos: MemoryRuntime::now() };
+    let exit = Exit { reason, at_unix_nanos: super::unix_nanos() };
     let ended = match world.lock().instances.get_mut(key) {
         Some((instance, stage @ Stage::Running { .. })) if life.is_none_or(|life| life == instance.life) => {
             *stage = Stage::Ended(exit);

@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
@@ -203,6 +204,15 @@ pub struct Capabilities {
     pub limit_pids: bool,
     /// What was found out besides, for people: name and finding.
     pub findings: Vec<(String, String)>,
+}
+
+/// The time of day, in nanoseconds since the Unix epoch, as an [`Exit`] carries it.
+pub fn unix_nanos() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        // A clock set before 1970 tells no time.
+        Err(_) => 0,
+    }
 }
 
 /// What a backend runs on, in OCI's words.

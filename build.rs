@@ -14,7 +14,8 @@ fn main() {
     }
     println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
     let wanted = env::var_os("CARGO_FEATURE_LINUX").is_some();
-    let possible = variable("CARGO_CFG_TARGET_ARCH") == "x86_64" && variable("CARGO_CFG_TARGET_OS") == "linux";
+    let possible =
+        variable("CARGO_CFG_TARGET_ARCH") == "x86_64" && variable("CARGO_CFG_TARGET_OS") == "linux";
     // Elsewhere the library refuses to compile, and says why; a second error from here would only hide it.
     if wanted && possible {
         build_init();

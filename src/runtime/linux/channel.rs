@@ -19,8 +19,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair,
+    sockopt,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -46,7 +47,8 @@ const SEND_BUFFER: usize = 5 * MAX_MESSAGE;
 /// Puts the init into a sealed file in memory, so that nothing lies on disk and nobody can change what zygotes run.
 pub(super) fn init_file() -> Result<OwnedFd, Error> {
     let refuse = |found: &'static str, errno: Errno| {
-        let error = Error::new(ErrorKind::FailedPrecondition, "start a zygote", found).caused_by(io::Error::from(errno));
+        let error = Error::new(ErrorKind::FailedPrecondition, "start a zygote", found)
+            .caused_by(io::Error::from(errno));
         if errno == Errno::ACCESS { error.remedy("set the sysctl vm.memfd_noexec to 0 or 1") } else { error }
     };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -69,7 +71,11 @@ pub(super) fn init_file() -> Result<OwnedFd, Error> {
 }
 
 fn unwritable(error: &io::Error) -> Error {
-    Error::new(ErrorKind::ResourceExhausted, "start a zygote", format!("the init does not fit in memory: {error}"))
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        "start a zygote",
+        format!("the init does not fit in memory: {error}"),
+    )
 }
 
 /// A zygote that has been started and is setting itself up.
@@ -93,7 +99,8 @@ impl Launching {
                 .map_err(|errno| refuse(errno.into()))?;
         // Forced where allowed; else as far as the machine's own limit goes, which is enough for one plan.
         if sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER).is_err() {
-            sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER).map_err(|errno| refuse(errno.into()))?;
+            sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)
+                .map_err(|errno| refuse(errno.into()))?;
         }
         let child = Command::new(format!("/proc/self/fd/{}", init.as_raw_fd()))
             .arg0("sandkeeper-zygote")
@@ -167,7 +174,8 @@ impl Process {
         let Launching { child, pidfd, socket } = launched;
         let pid = child.id();
         let refuse = |error: io::Error| {
-            Error::new(ErrorKind::FailedPrecondition, "start a zygote", "its socket cannot be watched").caused_by(error)
+            Error::new(ErrorKind::FailedPrecondition, "start a zygote", "its socket cannot be watched")
+                .caused_by(error)
         };
         // Of this end only: a zygote has nothing to do but wait.
         fcntl_setfl(&socket, OFlags::NONBLOCK).map_err(|errno| refuse(errno.into()))?;
@@ -383,7 +391,13 @@ struct Incoming {
     fd: Option<OwnedFd>,
 }
 
-fn send(socket: BorrowedFd<'_>, kind: Kind, request: u64, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+fn send(
+    socket: BorrowedFd<'_>,
+    kind: Kind,
+    request: u64,
+    body: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
     let header = Header { version: VERSION, kind: kind as u32, request };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -20,8 +20,12 @@ const ENOMEM: u32 = libc::ENOMEM as u32;
 /// The error for a start that this report ended.
 pub(super) fn start_failed(plan: &Plan, report: Report) -> Error {
     let Some(step) = Step::from_u32(report.step) else {
-        return Error::new(ErrorKind::Internal, "start", format!("its zygote reports an unknown step, {}", report.step))
-            .on(&plan.key);
+        return Error::new(
+            ErrorKind::Internal,
+            "start",
+            format!("its zygote reports an unknown step, {}", report.step),
+        )
+        .on(&plan.key);
     };
     let cause = io::Error::from_raw_os_error(report.errno as i32);
     let error = match step {
@@ -76,12 +80,22 @@ fn execute_failed(plan: &Plan, errno: u32) -> Error {
 fn remedy(step: Step, errno: u32) -> Option<&'static str> {
     Some(match (step, errno) {
         (Step::Clone, ENOSPC) => "raise user.max_*_namespaces, or end other sandboxes",
-        (Step::Clone, EAGAIN) => "raise kernel.pid_max, kernel.threads-max or the pids limits above, or end other sandboxes",
-        (Step::Clone, EPERM) => "run as root, with CAP_SYS_ADMIN, and with user namespaces enabled",
-        (Step::BindDev | Step::BindProc | Step::MountSys | Step::MountShm | Step::MountPts | Step::MountTmp, ENOENT) => {
-            "make the directories /dev, /proc and /sys (and /tmp for the host's root) in the sandbox's root"
+        (Step::Clone, EAGAIN) => {
+            "raise kernel.pid_max, kernel.threads-max or the pids limits above, or end other sandboxes"
         }
-        (Step::Users, EPERM | EINVAL) => "give a range that does not reach beyond the IDs of this program's own user namespace",
+        (Step::Clone, EPERM) => "run as root, with CAP_SYS_ADMIN, and with user namespaces enabled",
+        (
+            Step::BindDev
+            | Step::BindProc
+            | Step::MountSys
+            | Step::MountShm
+            | Step::MountPts
+            | Step::MountTmp,
+            ENOENT,
+        ) => "make the directories /dev, /proc and /sys (and /tmp for the host's root) in the sandbox's root",
+        (Step::Users, EPERM | EINVAL) => {
+            "give a range that does not reach beyond the IDs of this program's own user namespace"
+        }
         _ => return None,
     })
 }
@@ -89,14 +103,24 @@ fn remedy(step: Step, errno: u32) -> Option<&'static str> {
 /// The error for a zygote that could not set itself up.
 pub(super) fn launch_failed(report: Report) -> Error {
     let Some(step) = Step::from_u32(report.step) else {
-        return Error::new(ErrorKind::Internal, "start a zygote", format!("it reports an unknown step, {}", report.step));
+        return Error::new(
+            ErrorKind::Internal,
+            "start a zygote",
+            format!("it reports an unknown step, {}", report.step),
+        );
     };
     let found = format!("{} was refused", words(step));
     let error = Error::new(kind_of(report.errno), "start a zygote", found);
     let remedy = match (step, report.errno) {
-        (Step::Understand, _) => "it is of another version than this program; build both from the same source",
-        (_, EPERM | EACCES) => "run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN, outside of a container that forbids it",
-        (Step::Pivot, EINVAL) => "the host's root must not be the initial ramfs: switch to another root first",
+        (Step::Understand, _) => {
+            "it is of another version than this program; build both from the same source"
+        }
+        (_, EPERM | EACCES) => {
+            "run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN, outside of a container that forbids it"
+        }
+        (Step::Pivot, EINVAL) => {
+            "the host's root must not be the initial ramfs: switch to another root first"
+        }
         _ => return error.caused_by(io::Error::from_raw_os_error(report.errno as i32)),
     };
     error.caused_by(io::Error::from_raw_os_error(report.errno as i32)).remedy(remedy)

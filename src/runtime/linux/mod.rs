@@ -1,7 +1,9 @@
 //! The embedded Linux backend.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-compile_error!("feature \"linux\" is built and tested on x86_64 Linux only; leave it out with default-features = false");
+compile_error!(
+    "feature \"linux\" is built and tested on x86_64 Linux only; leave it out with default-features = false"
+);
 
 mod channel;
 mod failure;
@@ -9,7 +11,7 @@ mod host_files;
 mod plan;
 mod protocol;
 mod readiness;
-mod seccomp;
-mod zygote;
 #[cfg(test)]
 mod rig;
+mod seccomp;
+mod zygote;

@@ -61,11 +61,7 @@ impl Plan {
     /// # Errors
     /// - [`ErrorKind::InvalidArgument`]: a path of the host that the spec names is not there, or the plan is too large.
     /// - [`ErrorKind::FailedPrecondition`]: the kernel refuses to open one.
-    pub(super) fn new(
-        instance: &Instance,
-        ids: Option<IdMap>,
-        network: PlanNetwork,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(instance: &Instance, ids: Option<IdMap>, network: PlanNetwork) -> Result<Self, Error> {
         Self::of(&instance.key, &instance.spec, ids, network).map_err(|error| error.on(&instance.key))
     }
 
@@ -296,7 +292,10 @@ pub(super) fn isolation_in_force(spec: &SandboxSpec, ids: Option<&IdMap>) -> Arc
         0 => "capabilities:none".to_owned(),
         kept => format!("capabilities:{kept:#x}"),
     });
-    items.push(if isolation.allow_new_privileges { "new-privileges:allowed" } else { "no-new-privileges" }.to_owned());
+    items.push(
+        if isolation.allow_new_privileges { "new-privileges:allowed" } else { "no-new-privileges" }
+            .to_owned(),
+    );
     let filter = if spec.process.is_some() { "seccomp:default" } else { "seccomp:pause" };
     items.push(if isolation.no_seccomp { "seccomp:none" } else { filter }.to_owned());
     items.push(if isolation.unmasked_paths { "paths:unmasked" } else { "masked-paths" }.to_owned());

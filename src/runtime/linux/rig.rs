@@ -128,7 +128,8 @@ pub(super) struct End {
 impl End {
     fn of(pid: u32) -> Self {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("not reaped yet");
-        let (name, rest) = (&stat[stat.find('(').unwrap() + 1..stat.rfind(')').unwrap()], &stat[stat.rfind(')').unwrap()..]);
+        let (name, rest) =
+            (&stat[stat.find('(').unwrap() + 1..stat.rfind(')').unwrap()], &stat[stat.rfind(')').unwrap()..]);
         let own = rest.trim_end().rsplit(' ').next().unwrap().parse().unwrap();
         Self { told: wait_status_of_name(name.as_bytes()), own }
     }
@@ -185,7 +186,11 @@ impl Drop for Scratch {
 }
 
 /// Runs a shell script in a sandbox and returns its end, and what it wrote.
-pub(super) async fn run_shell(rig: &Rig, script: &str, change: impl FnOnce(&mut SandboxSpec)) -> Result<(End, String), Error> {
+pub(super) async fn run_shell(
+    rig: &Rig,
+    script: &str,
+    change: impl FnOnce(&mut SandboxSpec),
+) -> Result<(End, String), Error> {
     let scratch = Scratch::new();
     let path = scratch.0.join("output");
     let mut spec = shell(script);

@@ -135,14 +135,16 @@ impl Zygotes {
         drop(write);
         // The leader has a copy of its mounts, or never will. It ends by itself from here.
         drop(builder);
-        let leader = answer.map_err(|Lost| lost(plan))?.map_err(|report| failure::start_failed(plan, report))?;
+        let leader =
+            answer.map_err(|Lost| lost(plan))?.map_err(|report| failure::start_failed(plan, report))?;
         finish(plan, report, leader).await
     }
 
     /// Lets the remains of an ended leader go: to be called once its pidfd is readable and `/proc/PID/stat` has been read.
     /// Does not block, and does nothing for a zygote that is gone: its children are reaped by whoever inherited them.
     pub(super) fn reap(&self, zygote: ZygoteId, pid: u32) {
-        let process = self.slots.iter().map(|slot| Arc::clone(&slot.read())).find(|process| process.id == zygote);
+        let process =
+            self.slots.iter().map(|slot| Arc::clone(&slot.read())).find(|process| process.id == zygote);
         if let Some(process) = process {
             process.reap(pid);
         }
@@ -185,7 +187,9 @@ async fn watch(zygotes: Weak<Zygotes>, slot: usize, mut process: Arc<Process>) {
     loop {
         let born = Instant::now();
         process.run().await;
-        let Some(owner) = zygotes.upgrade().filter(|owner| !owner.closing.load(Ordering::Acquire)) else { return };
+        let Some(owner) = zygotes.upgrade().filter(|owner| !owner.closing.load(Ordering::Acquire)) else {
+            return;
+        };
         tracing::warn!(zygote_pid = process.pid, "zygote ended");
         drop(owner);
         if born.elapsed() < SHORT_LIFE {
@@ -231,7 +235,8 @@ fn report_pipe(plan: &Plan) -> Result<(pipe::Receiver, OwnedFd), Error> {
     let refuse = |error: std::io::Error| {
         Error::new(ErrorKind::ResourceExhausted, "start", "a pipe was refused").caused_by(error).on(&plan.key)
     };
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|errno| refuse(errno.into()))?;
+    let (read, write) =
+        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|errno| refuse(errno.into()))?;
     Ok((pipe::Receiver::from_owned_fd_unchecked(read).map_err(refuse)?, write))
 }
 

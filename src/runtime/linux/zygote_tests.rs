@@ -22,7 +22,9 @@ async fn a_pause_leader_runs_in_namespaces_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_ends_with_its_status() {
     let rig = Rig::new(1);
-    let (end, output) = run_shell(&rig, "id; cat /proc/self/status; ls -la /; exit 7", |_| {}).await.unwrap_or_else(|error| panic!("{error}"));
+    let (end, output) = run_shell(&rig, "id; cat /proc/self/status; ls -la /; exit 7", |_| {})
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
     println!("{output}");
     assert_eq!((end.told, end.own), (Some(7 << 8), 7 << 8));
 }

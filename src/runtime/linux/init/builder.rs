@@ -16,11 +16,14 @@ use crate::{At, Failure, report_of};
 const MASKED_SYS: [&CStr; 3] = [c"/sys/firmware", c"/sys/devices/virtual/powercap", c"/sys/fs/bpf"];
 /// Where the new root is put together, before it becomes the root.
 const PLACE: &CStr = c"/mnt";
+/// How directories are opened to work in.
+const HERE: usize = sys::O_PATH | sys::O_DIRECTORY | sys::O_CLOEXEC;
 
 pub(crate) fn run(plan: &Decoded<'_>, mut fds: Received) -> ! {
     sys::set_name(c"sk-builder".as_ptr());
     let Ok(pipe) = fds.next() else { sys::exit(1) };
-    let report = build(plan, fds).map_or_else(report_of, |()| Report { step: Step::Built as u32, errno: 0 });
+    let report =
+        build(plan, &mut fds).map_or_else(report_of, |()| Report { step: Step::Built as u32, errno: 0 });
     let _ = sys::write(pipe, bytes_of(&report));
     let _ = sys::close_from(0);
     loop {
@@ -28,7 +31,7 @@ pub(crate) fn run(plan: &Decoded<'_>, mut fds: Received) -> ! {
     }
 }
 
-fn build(plan: &Decoded<'_>, mut fds: Received) -> Result<(), Failure> {
+fn build(plan: &Decoded<'_>, fds: &mut Received) -> Result<(), Failure> {
     // Until it is told to end, it would keep the host's end from being seen.
     sys::close(crate::zygote::CONTROL);
     if let Some(network) = fds.next_if(plan.has(flag::NET_GIVEN))? {
@@ -39,9 +42,13 @@ fn build(plan: &Decoded<'_>, mut fds: Received) -> Result<(), Failure> {
     if plan.has(flag::ROOT_GIVEN) {
         attach_root(fds.next()?)?;
     }
-    mount_sys(plan)?;
-    mount_writable(plan)?;
-    let root = sys::open_at(AT_FDCWD, c".", sys::O_PATH | sys::O_DIRECTORY | sys::O_CLOEXEC).at(Step::FindTarget)?;
+    let root = sys::open_at(AT_FDCWD, c".", HERE).at(Step::AttachRoot)?;
+    if plan.has(flag::ROOT_GIVEN) {
+        bind(root, c"/dev").at(Step::BindDev)?;
+        bind(root, c"/proc").at(Step::BindProc)?;
+    }
+    mount_sys(plan, root)?;
+    mount_writable(plan, root)?;
     for target in plan.mounts {
         let tree = fds.next()?;
         let target = CStr::from_bytes_with_nul(target).map_err(|_| (Step::Understand, sys::EINVAL))?;
@@ -55,60 +62,51 @@ fn build(plan: &Decoded<'_>, mut fds: Received) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts the root's tree in place, makes it the working directory, and binds what the template has ready.
+/// Puts the root's tree in place and makes it the working directory.
 fn attach_root(tree: Fd) -> Result<(), Failure> {
-    let place = sys::open_at(AT_FDCWD, PLACE, sys::O_PATH | sys::O_DIRECTORY | sys::O_CLOEXEC).at(Step::AttachRoot)?;
+    let place = sys::open_at(AT_FDCWD, PLACE, HERE).at(Step::AttachRoot)?;
     sys::attach(tree, place).at(Step::AttachRoot)?;
     sys::close(place);
     sys::change_dir(PLACE).at(Step::AttachRoot)?;
-    bind(c"/dev", c"/dev").at(Step::BindDev)?;
-    bind(c"/proc", c"/proc").at(Step::BindProc)
+    Ok(())
 }
 
-/// Binds a directory of the template into the new root, wherever the root's links lead, but never out of it.
-fn bind(source: &CStr, target: &CStr) -> Result<(), sys::Errno> {
-    let tree = sys::open_tree(source, true)?;
-    let target = open_inside(target)?;
+/// Shows a directory of the template in the new root, wherever the root's links lead, but never outside of it.
+fn bind(root: Fd, path: &CStr) -> Result<(), sys::Errno> {
+    let tree = sys::open_tree(path, true)?;
+    let target = sys::open_in_root(root, path)?;
     sys::attach(tree, target)?;
     sys::close(target);
     sys::close(tree);
     Ok(())
 }
 
-fn open_inside(target: &CStr) -> Result<Fd, sys::Errno> {
-    let root = sys::open_at(AT_FDCWD, c".", sys::O_PATH | sys::O_DIRECTORY | sys::O_CLOEXEC)?;
-    let found = sys::open_in_root(root, target);
-    sys::close(root);
-    found
-}
-
-/// Mounts a file system inside the new root. The path goes through a descriptor, so that no link leads out of it.
-fn mount_inside(kind: &CStr, target: &CStr, flags: usize, data: &CStr) -> Result<(), sys::Errno> {
-    // The kernel resolves the target of a mount itself; standing on it keeps that inside.
-    let root = sys::open_at(AT_FDCWD, c".", sys::O_PATH | sys::O_DIRECTORY | sys::O_CLOEXEC)?;
-    let found = sys::open_in_root(root, target)?;
-    sys::plain(sys::FCHDIR, [found as usize, 0, 0, 0, 0])?;
-    let mounted = sys::mount(kind, c".", kind, flags, data);
+/// Mounts a file system inside the new root. The kernel resolves a mount's target by itself, links and all; standing on it
+/// keeps that inside.
+fn mount_inside(root: Fd, kind: &CStr, target: &CStr, flags: usize, data: &CStr) -> Result<(), sys::Errno> {
+    let target = sys::open_in_root(root, target)?;
+    let mounted = sys::plain(sys::FCHDIR, [target as usize, 0, 0, 0, 0])
+        .and_then(|_| sys::mount(kind, c".", kind, flags, data));
+    sys::close(target);
+    // Where it stood before; it cannot fail, and if it did, nothing after it would succeed.
     sys::plain(sys::FCHDIR, [root as usize, 0, 0, 0, 0])?;
-    sys::close(found);
-    sys::close(root);
     mounted.map(drop)
 }
 
 /// Mounts /sys, read-only: it shows the devices of the network namespace this process is in.
-fn mount_sys(plan: &Decoded<'_>) -> Result<(), Failure> {
+fn mount_sys(plan: &Decoded<'_>, root: Fd) -> Result<(), Failure> {
     if !plan.has(flag::PROCESS) {
         return Ok(());
     }
     let read_only = if plan.has(flag::MASK) { ms::RDONLY } else { 0 };
     let flags = read_only | ms::NOSUID | ms::NODEV | ms::NOEXEC;
-    mount_inside(c"sysfs", c"/sys", flags, c"").at(Step::MountSys)?;
+    mount_inside(root, c"sysfs", c"/sys", flags, c"").at(Step::MountSys)?;
     if !plan.has(flag::MASK) {
         return Ok(());
     }
     for path in MASKED_SYS {
         let flags = ms::RDONLY | ms::NOSUID | ms::NODEV | ms::NOEXEC;
-        match mount_inside(c"tmpfs", path, flags, c"size=4k,nr_inodes=2,mode=555") {
+        match mount_inside(root, c"tmpfs", path, flags, c"size=4k,nr_inodes=2,mode=555") {
             // This machine has none.
             Ok(()) | Err(sys::ENOENT) => {}
             Err(errno) => return Err((Step::MaskSys, errno)),
@@ -118,20 +116,21 @@ fn mount_sys(plan: &Decoded<'_>) -> Result<(), Failure> {
 }
 
 /// Mounts what a process needs to write to: /tmp, shared memory, and terminals.
-fn mount_writable(plan: &Decoded<'_>) -> Result<(), Failure> {
+fn mount_writable(plan: &Decoded<'_>, root: Fd) -> Result<(), Failure> {
     if !plan.has(flag::PROCESS) {
         return Ok(());
     }
     let flags = ms::NOSUID | ms::NODEV;
     if plan.has(flag::TMP) {
-        mount_inside(c"tmpfs", c"/tmp", flags, options(plan, b"mode=1777", 0).text()).at(Step::MountTmp)?;
+        mount_inside(root, c"tmpfs", c"/tmp", flags, options(plan, b"mode=1777", 0).text())
+            .at(Step::MountTmp)?;
     }
     let shm = options(plan, b"mode=1777", 0);
-    mount_inside(c"tmpfs", c"/dev/shm", flags | ms::NOEXEC, shm.text()).at(Step::MountShm)?;
+    mount_inside(root, c"tmpfs", c"/dev/shm", flags | ms::NOEXEC, shm.text()).at(Step::MountShm)?;
     // Group 5 is tty wherever there are terminals; without a fifth group it is the sandbox's group 0.
     let tty = if plan.fixed.id_count > 5 || !plan.has(flag::USERS) { 5 } else { 0 };
     let pts = options(plan, b"newinstance,ptmxmode=0666,mode=0620", tty);
-    mount_inside(c"devpts", c"/dev/pts", ms::NOSUID | ms::NOEXEC, pts.text()).at(Step::MountPts)
+    mount_inside(root, c"devpts", c"/dev/pts", ms::NOSUID | ms::NOEXEC, pts.text()).at(Step::MountPts)
 }
 
 /// Options of a mount, with its owners as the host numbers them.

@@ -10,7 +10,12 @@ use crate::{At, Failure, report_of};
 
 /// What of /proc tells too much of the machine.
 const MASKED_FILES: [&CStr; 7] = [
-    c"/proc/kcore", c"/proc/keys", c"/proc/latency_stats", c"/proc/timer_list", c"/proc/timer_stats", c"/proc/sched_debug",
+    c"/proc/kcore",
+    c"/proc/keys",
+    c"/proc/latency_stats",
+    c"/proc/timer_list",
+    c"/proc/timer_stats",
+    c"/proc/sched_debug",
     c"/proc/interrupts",
 ];
 const MASKED_DIRS: [&CStr; 3] = [c"/proc/acpi", c"/proc/scsi", c"/proc/asound"];
@@ -100,7 +105,8 @@ fn set_up(plan: &Decoded<'_>) -> Result<(), Failure> {
     }
     let name = plan.hostname;
     // SAFETY: the name is in the plan, its NUL not counted.
-    unsafe { sys::call(sys::SETHOSTNAME, [name.as_ptr() as usize, name.len() - 1, 0, 0, 0]) }.at(Step::HostName)?;
+    unsafe { sys::call(sys::SETHOSTNAME, [name.as_ptr() as usize, name.len() - 1, 0, 0, 0]) }
+        .at(Step::HostName)?;
     if plan.has(flag::PROCESS) {
         mount_proc(plan)?;
     }
@@ -175,7 +181,8 @@ fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
     const SET_MODE_FILTER: usize = 1;
     let program = Program { length: plan.fixed.instructions as u16, filter: filter.as_ptr() };
     // SAFETY: a program of as many instructions as it says, which the decoder has checked to be there.
-    unsafe { sys::call(sys::SECCOMP, [SET_MODE_FILTER, 0, &raw const program as usize, 0, 0]) }.at(Step::Seccomp)?;
+    unsafe { sys::call(sys::SECCOMP, [SET_MODE_FILTER, 0, &raw const program as usize, 0, 0]) }
+        .at(Step::Seccomp)?;
     Ok(())
 }
 

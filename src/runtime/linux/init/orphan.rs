@@ -72,7 +72,8 @@ fn remove_tree(parent: Fd, name: &CStr, depth: u32) -> Result<(), Errno> {
 
 fn remove(parent: Fd, name: &CStr) -> Result<(), Errno> {
     // SAFETY: the name is a NUL-terminated string.
-    unsafe { sys::call(sys::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0]) }.map(drop)
+    unsafe { sys::call(sys::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0]) }
+        .map(drop)
 }
 
 fn open_dir(parent: Fd, name: &CStr) -> Result<Fd, Errno> {

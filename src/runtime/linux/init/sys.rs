@@ -110,7 +110,11 @@ unsafe extern "C" {
 /// # Safety
 /// `stack` is the upper end, aligned to 16, of memory that nothing else uses until then. `run` may use what `argument`
 /// points to, and shares all memory with the caller.
-pub(crate) unsafe fn vfork_on(stack: *mut u8, run: extern "C" fn(*const u8) -> !, argument: *const u8) -> Outcome {
+pub(crate) unsafe fn vfork_on(
+    stack: *mut u8,
+    run: extern "C" fn(*const u8) -> !,
+    argument: *const u8,
+) -> Outcome {
     const CLONE_VM: usize = 0x100;
     const CLONE_VFORK: usize = 0x4000;
     // SAFETY: as promised by the caller; the assembly keeps every register that its callers expect kept.
@@ -270,7 +274,9 @@ pub(crate) fn attach(tree: Fd, target: Fd) -> Outcome {
     const TO_EMPTY_PATH: usize = 0x40;
     let empty = c"".as_ptr() as usize;
     // SAFETY: NUL-terminated strings.
-    unsafe { call(MOVE_MOUNT, [tree as usize, empty, target as usize, empty, FROM_EMPTY_PATH | TO_EMPTY_PATH]) }
+    unsafe {
+        call(MOVE_MOUNT, [tree as usize, empty, target as usize, empty, FROM_EMPTY_PATH | TO_EMPTY_PATH])
+    }
 }
 
 /// Opens a path as if `root` were the root: neither `..` nor a symbolic link leads out of it.

@@ -11,8 +11,8 @@ use crate::{At, Failure};
 
 /// What there is to mount on.
 const DIRECTORIES: [&CStr; 20] = [
-    c"dev", c"dev/pts", c"dev/shm", c"proc", c"sys", c"tmp", c"etc", c"usr", c"bin", c"sbin", c"lib", c"lib64", c"opt", c"mnt",
-    c"home", c"root", c"run", c"srv", c"var", c"var/tmp",
+    c"dev", c"dev/pts", c"dev/shm", c"proc", c"sys", c"tmp", c"etc", c"usr", c"bin", c"sbin", c"lib",
+    c"lib64", c"opt", c"mnt", c"home", c"root", c"run", c"srv", c"var", c"var/tmp",
 ];
 
 /// Where devices are, and where they go.
@@ -38,7 +38,8 @@ pub(crate) fn build() -> Result<(), Failure> {
     sys::unshare(sys::ns::MOUNT).at(Step::OwnMounts)?;
     sys::mount(c"", c"/", c"", ms::REC | ms::PRIVATE, c"").at(Step::OwnMounts)?;
     // /proc surely is a directory, since the zygote was executed through it, and unlike /dev it is not needed below.
-    sys::mount(c"tmpfs", c"/proc", c"tmpfs", ms::NOSUID | ms::NODEV, c"mode=0755,size=64k").at(Step::Template)?;
+    sys::mount(c"tmpfs", c"/proc", c"tmpfs", ms::NOSUID | ms::NODEV, c"mode=0755,size=64k")
+        .at(Step::Template)?;
     sys::change_dir(c"/proc").at(Step::Template)?;
     for dir in DIRECTORIES {
         sys::make_dir(AT_FDCWD, dir, 0o755).at(Step::Template)?;

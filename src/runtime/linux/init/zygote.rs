@@ -70,7 +70,9 @@ pub(crate) fn run() -> ! {
     sys::set_name(c"sk-zygote".as_ptr());
     // SAFETY: there is one thread, and this is the only reference ever made to it.
     let buffer = unsafe { &mut (*(&raw mut BUFFER)).0 };
-    let set_up = receive(buffer).at(Step::Understand).and_then(|(length, mut fds)| set_up(&buffer[..length], &mut fds));
+    let set_up = receive(buffer)
+        .at(Step::Understand)
+        .and_then(|(length, mut fds)| set_up(&buffer[..length], &mut fds));
     let report = set_up.map_or_else(report_of, |()| Report { step: Step::Ready as u32, errno: 0 });
     let _ = send(0, Answer { pid: 0, report, padding: 0 }, None);
     if set_up.is_err() {
@@ -353,10 +355,14 @@ fn receive(buffer: &mut [u8]) -> Result<(usize, Received), Errno> {
         flags: 0,
     };
     // SAFETY: the header describes the buffer and the control structure, both borrowed here and writable.
-    let length = unsafe { sys::call(sys::RECVMSG, [CONTROL as usize, &raw mut message as usize, CLOSE_ON_EXEC, 0, 0]) }?;
+    let length = unsafe {
+        sys::call(sys::RECVMSG, [CONTROL as usize, &raw mut message as usize, CLOSE_ON_EXEC, 0, 0])
+    }?;
     // SAFETY: the kernel filled in both behind the compiler's back.
-    let (message, control) = unsafe { ((&raw const message).read_volatile(), (&raw const control).read_volatile()) };
-    let has_fds = message.control_length >= CONTROL_HEADER && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
+    let (message, control) =
+        unsafe { ((&raw const message).read_volatile(), (&raw const control).read_volatile()) };
+    let has_fds =
+        message.control_length >= CONTROL_HEADER && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
     let count = if has_fds { control.length.saturating_sub(CONTROL_HEADER) / size_of::<Fd>() } else { 0 };
     let received = Received { fds: control.fds, count: count.min(MAX_FDS), taken: 0 };
     // Half a message is none; its length of one byte is refused by whoever decodes it.
@@ -369,8 +375,12 @@ fn send(request: u64, answer: Answer, fd: Option<Fd>) -> sys::Outcome {
     let mut bytes = [0; size_of::<Header>() + size_of::<Answer>()];
     bytes[..size_of::<Header>()].copy_from_slice(bytes_of(&header));
     bytes[size_of::<Header>()..].copy_from_slice(bytes_of(&answer));
-    let mut control =
-        Control { length: CONTROL_HEADER + 4, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [fd.unwrap_or(-1), 0] };
+    let mut control = Control {
+        length: CONTROL_HEADER + 4,
+        level: SOL_SOCKET,
+        kind: SCM_RIGHTS,
+        fds: [fd.unwrap_or(-1), 0],
+    };
     let mut vector = Vector { base: bytes.as_mut_ptr(), length: bytes.len() };
     let message = MessageHeader {
         name: 0,

@@ -1,0 +1,177 @@
+//! Puts into words what a zygote or a child of it reports: the step, what the kernel said, and what to do.
+
+use std::io;
+
+use super::plan::Plan;
+use super::protocol::{Report, Step};
+use crate::error::{Error, ErrorKind};
+
+const EPERM: u32 = libc::EPERM as u32;
+const ENOENT: u32 = libc::ENOENT as u32;
+const EACCES: u32 = libc::EACCES as u32;
+const ENOTDIR: u32 = libc::ENOTDIR as u32;
+const ENOEXEC: u32 = libc::ENOEXEC as u32;
+const ELOOP: u32 = libc::ELOOP as u32;
+const ENOSPC: u32 = libc::ENOSPC as u32;
+const EINVAL: u32 = libc::EINVAL as u32;
+const EAGAIN: u32 = libc::EAGAIN as u32;
+const ENOMEM: u32 = libc::ENOMEM as u32;
+
+/// The error for a start that this report ended.
+pub(super) fn start_failed(plan: &Plan, report: Report) -> Error {
+    let Some(step) = Step::from_u32(report.step) else {
+        return Error::new(
+            ErrorKind::Internal,
+            "start",
+            format!("its zygote reports an unknown step, {}", report.step),
+        )
+        .on(&plan.key);
+    };
+    let cause = io::Error::from_raw_os_error(report.errno as i32);
+    let error = match step {
+        Step::Execute => execute_failed(plan, report.errno),
+        Step::Directory if matches!(report.errno, ENOENT | ENOTDIR | EACCES) => {
+            Error::new(ErrorKind::InvalidArgument, "start", "its process cannot enter its working directory")
+                .remedy("name one that is in the sandbox's root and open to the process's user")
+        }
+        Step::FindTarget if matches!(report.errno, ENOENT | ENOTDIR | ELOOP) => Error::new(
+            ErrorKind::InvalidArgument,
+            "start",
+            format!("the target of a mount is not in its root (targets: {})", plan.targets.join(", ")),
+        )
+        .remedy("make the target in the root first; a file goes on a file, a directory on a directory"),
+        Step::Rlimit if report.errno == EPERM => {
+            Error::new(ErrorKind::PermissionDenied, "start", "a resource limit lies above this program's own")
+                .remedy("lower it, or raise the hard limits that this program is started with")
+        }
+        _ => Error::new(kind_of(report.errno), "start", format!("{} was refused", words(step))),
+    };
+    let error = match remedy(step, report.errno) {
+        Some(remedy) => error.remedy(remedy),
+        None => error,
+    };
+    error.caused_by(cause).on(&plan.key)
+}
+
+fn kind_of(errno: u32) -> ErrorKind {
+    match errno {
+        EPERM | EACCES => ErrorKind::PermissionDenied,
+        EAGAIN | ENOMEM | ENOSPC => ErrorKind::ResourceExhausted,
+        _ => ErrorKind::FailedPrecondition,
+    }
+}
+
+fn execute_failed(plan: &Plan, errno: u32) -> Error {
+    let program = plan.program.as_deref().unwrap_or_default();
+    let refuse = |found: String| Error::new(ErrorKind::InvalidArgument, "start", found);
+    match errno {
+        ENOENT | ENOTDIR if program.contains('/') => {
+            refuse(format!("no such program in the sandbox's root: {program}"))
+                .remedy("check the path; a script or dynamic program needs its interpreter there too")
+        }
+        ENOENT | ENOTDIR => refuse(format!("no such program in the search path of the sandbox: {program}"))
+            .remedy("name it with its path, or set PATH in the process's environment"),
+        EACCES => refuse(format!("not executable for the process's user: {program}")),
+        ENOEXEC => refuse(format!("not a program that this machine can execute: {program}")),
+        _ => Error::new(kind_of(errno), "start", format!("the program cannot be executed: {program}")),
+    }
+}
+
+fn remedy(step: Step, errno: u32) -> Option<&'static str> {
+    Some(match (step, errno) {
+        (Step::Clone, ENOSPC) => "raise user.max_*_namespaces, or end other sandboxes",
+        (Step::Clone, EAGAIN) => {
+            "raise kernel.pid_max, kernel.threads-max or the pids limits above, or end other sandboxes"
+        }
+        (Step::Clone, EPERM) => "run as root, with CAP_SYS_ADMIN, and with user namespaces enabled",
+        (
+            Step::BindDev
+            | Step::BindProc
+            | Step::MountSys
+            | Step::MountShm
+            | Step::MountPts
+            | Step::MountTmp,
+            ENOENT,
+        ) => "make the directories /dev, /proc and /sys (and /tmp for the host's root) in the sandbox's root",
+        (Step::Users, EPERM | EINVAL) => {
+            "give a range that does not reach beyond the IDs of this program's own user namespace"
+        }
+        _ => return None,
+    })
+}
+
+/// The error for a zygote that could not set itself up.
+pub(super) fn launch_failed(report: Report) -> Error {
+    let Some(step) = Step::from_u32(report.step) else {
+        return Error::new(
+            ErrorKind::Internal,
+            "start a zygote",
+            format!("it reports an unknown step, {}", report.step),
+        );
+    };
+    let found = format!("{} was refused", words(step));
+    let error = Error::new(kind_of(report.errno), "start a zygote", found);
+    let remedy = match (step, report.errno) {
+        (Step::Understand, _) => {
+            "it is of another version than this program; build both from the same source"
+        }
+        (_, EPERM | EACCES) => {
+            "run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN, outside of a container that forbids it"
+        }
+        (Step::Pivot, EINVAL) => {
+            "the host's root must not be the initial ramfs: switch to another root first"
+        }
+        _ => return error.caused_by(io::Error::from_raw_os_error(report.errno as i32)),
+    };
+    error.caused_by(io::Error::from_raw_os_error(report.errno as i32)).remedy(remedy)
+}
+
+/// What a step does, as a noun.
+fn words(step: Step) -> &'static str {
+    match step {
+        Step::Ready | Step::Executing | Step::Built => "nothing",
+        Step::Understand => "the message",
+        Step::JoinLeaf => "moving into the zygotes' cgroup",
+        Step::Session | Step::NewSession => "a new session",
+        Step::OwnNetwork => "the zygote's own network namespace",
+        Step::OwnMounts => "the zygote's own mount namespace",
+        Step::Template => "building the template of a root file system",
+        Step::Devices => "binding the devices of /dev",
+        Step::DeadProc => "mounting the proc of an ended PID namespace",
+        Step::Pivot => "changing the root",
+        Step::Pipe => "a pipe",
+        Step::JoinNetwork | Step::BuilderNetwork => "entering the network namespace",
+        Step::JoinMounts => "entering the mount namespace that was built",
+        Step::Clone => "making the process with its namespaces",
+        Step::Users => "mapping its users and groups",
+        Step::AttachRoot => "attaching the root",
+        Step::BindDev => "binding /dev",
+        Step::BindProc | Step::MountProc => "mounting /proc",
+        Step::MountSys => "mounting /sys",
+        Step::MountTmp => "mounting /tmp",
+        Step::MountShm => "mounting /dev/shm",
+        Step::MountPts => "mounting /dev/pts",
+        Step::FindTarget => "finding the target of a mount",
+        Step::AttachMount => "attaching a mount",
+        Step::MaskSys => "masking paths in /sys",
+        Step::MaskProc => "masking paths in /proc",
+        Step::ReadOnlyProc => "making paths in /proc read-only",
+        Step::Descriptors => "arranging descriptors",
+        Step::Release => "waiting for the users and groups",
+        Step::CgroupNamespace => "a cgroup namespace",
+        Step::BecomeRoot => "becoming the sandbox's root",
+        Step::HostName => "setting the host name",
+        Step::BoundingSet => "dropping capabilities from the bounding set",
+        Step::NewPrivileges => "forbidding new privileges",
+        Step::Seccomp => "the system call filter",
+        Step::Fork => "making the main process",
+        Step::InitCapabilities => "dropping the init's capabilities",
+        Step::Rlimit => "a resource limit",
+        Step::Groups => "setting supplementary groups",
+        Step::Group => "setting the group",
+        Step::User => "setting the user",
+        Step::Capabilities => "setting the process's capabilities",
+        Step::Directory => "entering the working directory",
+        Step::Execute => "executing the program",
+    }
+}

@@ -1,0 +1,85 @@
+//! Opens what a spec names on the host: mount trees, and files for standard input and output.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind};
+
+/// How a tree of the host appears inside a sandbox. Never with devices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attributes {
+    /// With the mounts below it.
+    pub(super) recursive: bool,
+    pub(super) read_only: bool,
+    /// Set-user-ID bits have no effect.
+    pub(super) no_setuid: bool,
+}
+
+/// A detached copy of the mount tree at `path`. `what` names its purpose in the error.
+///
+/// It is private: what is mounted on the copy later never appears on the host, nor the other way round.
+pub(super) fn open_tree(what: &str, path: &Path, attributes: Attributes) -> Result<OwnedFd, Error> {
+    let refuse = |errno: io::Error| refused(what, path, errno);
+    let text = CString::new(path.as_os_str().as_bytes()).map_err(|error| refuse(error.into()))?;
+    let recursive = if attributes.recursive { libc::AT_RECURSIVE as u32 } else { 0 };
+    let flags = rustix::mount::OpenTreeFlags::from_bits_retain(recursive)
+        | rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE
+        | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, &text, flags).map_err(|errno| refuse(errno.into()))?;
+    let mut set = libc::MOUNT_ATTR_NODEV;
+    if attributes.read_only {
+        set |= libc::MOUNT_ATTR_RDONLY;
+    }
+    if attributes.no_setuid {
+        set |= libc::MOUNT_ATTR_NOSUID;
+    }
+    let change = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    // SAFETY: an empty NUL-terminated path, and a structure of the size that is given; neither is kept.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH as u32 | recursive,
+            &raw const change,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(tree) } else { Err(refuse(io::Error::last_os_error())) }
+}
+
+/// Opens a file for a process's standard input, or its output.
+pub(super) fn open_stdio(path: &Path, output: bool) -> Result<OwnedFd, Error> {
+    let refuse = |errno: Errno| refused("a file for standard input or output", path, errno.into());
+    let base = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let flags = if output { OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND } else { OFlags::RDONLY };
+    // Not blocking, since a FIFO would wait for its other end. For writing, one without a reader is opened both ways: that
+    // waits for nobody, and whoever opens it later reads what was written.
+    let fd = match open(path, base | flags, Mode::from_raw_mode(0o640)) {
+        Err(Errno::NXIO) if output => open(path, base | OFlags::RDWR, Mode::empty()),
+        other => other,
+    }
+    .map_err(refuse)?;
+    let flags = fcntl_getfl(&fd).map_err(refuse)?;
+    fcntl_setfl(&fd, flags - OFlags::NONBLOCK).map_err(refuse)?;
+    Ok(fd)
+}
+
+fn refused(what: &str, path: &Path, error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            ErrorKind::InvalidArgument
+        }
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::FailedPrecondition,
+    };
+    Error::new(kind, "start", format!("{what}, {path:?} on the host, cannot be opened")).caused_by(error)
+}

@@ -1,0 +1,121 @@
+//! What a zygote does when its host is gone: ends every sandbox, and leaves nothing behind.
+//!
+//! All zygotes of a host do this at once; each does all of it, and what another has done already is no error.
+
+use core::ffi::CStr;
+
+use crate::sys::{self, Errno, Fd};
+use crate::zygote::{LEAF, PARENT, ROOT};
+
+/// How long the sandboxes' processes may take to end, in rounds of [`ROUND_MILLISECONDS`].
+const ROUNDS: u32 = 400;
+const ROUND_MILLISECONDS: u64 = 5;
+/// How deep cgroups are removed below a sandbox's own.
+const DEPTH: u32 = 4;
+
+const AT_REMOVEDIR: usize = 0x200;
+const DIRECTORY: u8 = 4;
+
+pub(crate) fn clean_up() -> ! {
+    let leaf = inode(LEAF, c"").ok();
+    for _ in 0..ROUNDS {
+        while sys::wait(-1, true).is_ok_and(|(pid, _)| pid > 0) {}
+        let mut left = 0;
+        for_each_dir(ROOT, &mut |name, inode| {
+            if Some(inode) != leaf {
+                let _ = kill_group(name);
+                left += u32::from(remove_tree(ROOT, name, DEPTH).is_err());
+            }
+        });
+        if left == 0 {
+            break;
+        }
+        sys::sleep_milliseconds(ROUND_MILLISECONDS);
+    }
+    // Out of the leaf, so that it can be removed; whoever is last removes it. A parent that may hold no process keeps the leaf.
+    let _ = sys::write_at(PARENT, c"cgroup.procs", b"0");
+    remove_by_inode(ROOT, leaf);
+    remove_by_inode(PARENT, inode(ROOT, c"").ok());
+    sys::exit(0)
+}
+
+/// Removes the directory of this inode, whatever it is called.
+fn remove_by_inode(parent: Fd, wanted: Option<u64>) {
+    for_each_dir(parent, &mut |name, inode| {
+        if Some(inode) == wanted {
+            let _ = remove(parent, name);
+        }
+    });
+}
+
+/// Kills every process in a child of the root cgroup.
+fn kill_group(name: &CStr) -> Result<(), Errno> {
+    let dir = open_dir(ROOT, name)?;
+    let killed = sys::write_at(dir, c"cgroup.kill", b"1");
+    sys::close(dir);
+    killed.map(drop)
+}
+
+fn remove_tree(parent: Fd, name: &CStr, depth: u32) -> Result<(), Errno> {
+    match remove(parent, name) {
+        Ok(()) | Err(sys::ENOENT) => return Ok(()),
+        Err(errno) if depth == 0 => return Err(errno),
+        Err(_) => {}
+    }
+    let dir = open_dir(parent, name)?;
+    for_each_dir(dir, &mut |name, _| {
+        let _ = remove_tree(dir, name, depth - 1);
+    });
+    sys::close(dir);
+    remove(parent, name)
+}
+
+fn remove(parent: Fd, name: &CStr) -> Result<(), Errno> {
+    // SAFETY: the name is a NUL-terminated string.
+    unsafe { sys::call(sys::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0]) }
+        .map(drop)
+}
+
+fn open_dir(parent: Fd, name: &CStr) -> Result<Fd, Errno> {
+    sys::open_at(parent, name, sys::O_DIRECTORY | sys::O_CLOEXEC)
+}
+
+/// The inode number of what a descriptor leads to.
+fn inode(fd: Fd, path: &CStr) -> Result<u64, Errno> {
+    const EMPTY_PATH: usize = 0x1000;
+    // struct stat of x86_64: device, then inode.
+    let mut stat = [0_u64; 18];
+    let arguments = [fd as usize, path.as_ptr() as usize, stat.as_mut_ptr() as usize, EMPTY_PATH, 0];
+    // SAFETY: a NUL-terminated string, and room for the 144 bytes of a struct stat.
+    unsafe { sys::call(sys::NEWFSTATAT, arguments) }?;
+    // SAFETY: the kernel wrote it behind the compiler's back.
+    Ok(unsafe { (&raw const stat[1]).read_volatile() })
+}
+
+/// Calls `each` with the name and inode of every directory in a directory, but `.` and `..`.
+fn for_each_dir(dir: Fd, each: &mut dyn FnMut(&CStr, u64)) {
+    // A descriptor of its own: a directory's descriptor remembers how far it was read.
+    let Ok(reading) = open_dir(dir, c".") else { return };
+    let mut buffer = [0_u8; 2048];
+    loop {
+        // SAFETY: the buffer is writable.
+        let arguments = [reading as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0];
+        let Ok(length @ 1..) = (unsafe { sys::call(sys::GETDENTS64, arguments) }) else { break };
+        let mut entries = &buffer[..length];
+        // struct linux_dirent64: inode, offset, length of the record, type, name.
+        while let Some((record, rest)) = split_record(entries) {
+            entries = rest;
+            let inode = record.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            let Ok(name) = CStr::from_bytes_until_nul(&record[19..]) else { continue };
+            if record[18] == DIRECTORY && name != c"." && name != c".." {
+                each(name, inode);
+            }
+        }
+    }
+    sys::close(reading);
+}
+
+fn split_record(entries: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = u16::from_ne_bytes([*entries.get(16)?, *entries.get(17)?]);
+    if length < 20 { None } else { entries.split_at_checked(length.into()) }
+}

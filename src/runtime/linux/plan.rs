@@ -1,0 +1,319 @@
+//! What a zygote is told of one sandbox: its spec and what was decided besides, encoded and bounded, with every path of the
+//! host opened as a descriptor.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::host_files::{self, Attributes};
+use super::protocol::{Fixed, Instruction, MAX_MESSAGE, PlanRlimit, bytes_of, flag};
+use super::seccomp;
+use crate::error::{Error, ErrorKind};
+use crate::id::SandboxKey;
+use crate::runtime::Instance;
+use crate::spec::{Network, ProcessSpec, RootFs, SandboxSpec};
+
+/// Where a program without a slash is looked for when its environment has no PATH.
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The most that /tmp and /dev/shm may hold, each.
+const TMPFS_KILOBYTES: u32 = 64 * 1024;
+
+/// A range of the host's users and groups that a sandbox's are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IdMap {
+    /// The host's ID for 0 inside.
+    pub(super) host_start: u32,
+    /// How many there are.
+    pub(super) count: u32,
+}
+
+/// Which network namespace a sandbox is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PlanNetwork {
+    /// The one that comes along with the request.
+    Given,
+    /// A new one, its loopback down.
+    Fresh,
+    /// The host's; for [`Network::None`] the zygotes' own empty one instead.
+    Host,
+}
+
+/// One sandbox, ready to be asked for. Good for one start: its mount trees move into the sandbox.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) key: SandboxKey,
+    /// For error messages.
+    pub(super) program: Option<String>,
+    pub(super) targets: Vec<String>,
+    /// The body of a Spawn.
+    pub(super) spawn: Vec<u8>,
+    /// The body of a Build, if the root is not just the template's.
+    pub(super) build: Option<Vec<u8>>,
+    pub(super) takes_network: bool,
+    /// The root's tree, if there is one, and a tree per mount.
+    pub(super) trees: Vec<OwnedFd>,
+    pub(super) stdio: Vec<OwnedFd>,
+}
+
+impl Plan {
+    /// Plans one start. Opens the root, mounts, and files of standard input and output, which may block for a moment.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidArgument`]: a path of the host that the spec names is not there, or the plan is too large.
+    /// - [`ErrorKind::FailedPrecondition`]: the kernel refuses to open one.
+    pub(super) fn new(instance: &Instance, ids: Option<IdMap>, network: PlanNetwork) -> Result<Self, Error> {
+        Self::of(&instance.key, &instance.spec, ids, network).map_err(|error| error.on(&instance.key))
+    }
+
+    fn of(
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+        ids: Option<IdMap>,
+        network: PlanNetwork,
+    ) -> Result<Self, Error> {
+        let trees = open_trees(spec)?;
+        let (stdio_flags, stdio) = open_stdio(spec.process.as_ref())?;
+        let mut flags = stdio_flags | flags_of(spec, ids, network);
+        let built = !trees.is_empty();
+        if built {
+            flags |= flag::BUILT;
+        }
+        let hostname = spec.hostname.clone().unwrap_or_else(|| key.id().as_str().to_owned());
+        let filter = filter_of(spec);
+        let body = Body { spec, flags, ids, filter: &filter, hostname: &hostname };
+        Ok(Self {
+            key: *key,
+            program: spec.process.as_ref().and_then(|process| process.args.first().cloned()),
+            targets: spec.mounts.iter().map(|mount| mount.target.display().to_string()).collect(),
+            spawn: body.spawn()?,
+            build: built.then(|| body.build()).transpose()?,
+            takes_network: network == PlanNetwork::Given,
+            trees,
+            stdio,
+        })
+    }
+
+    /// Whether another process has to make the mount tree first.
+    pub(super) fn trees(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        self.trees.iter().map(AsFd::as_fd)
+    }
+
+    pub(super) fn stdio(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        self.stdio.iter().map(AsFd::as_fd)
+    }
+}
+
+/// The filter of a sandbox's processes. A pause leader runs nothing but our own init, and is held to what that needs.
+fn filter_of(spec: &SandboxSpec) -> Arc<[Instruction]> {
+    match &spec.process {
+        _ if spec.isolation.no_seccomp => Arc::default(),
+        None => seccomp::pause_filter(),
+        Some(_) => seccomp::default_filter(spec.network == Network::None),
+    }
+}
+
+fn flags_of(spec: &SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> u32 {
+    let isolation = &spec.isolation;
+    let network = match (network, &spec.network) {
+        (PlanNetwork::Given, _) => flag::NET_GIVEN,
+        (PlanNetwork::Fresh, _) => flag::NET_FRESH,
+        // Without the filter there are sockets; those of two sandboxes must not meet.
+        (PlanNetwork::Host, Network::None) if isolation.no_seccomp => flag::NET_FRESH,
+        // The zygotes' own: empty, so that not even /proc/net shows anything of the host.
+        (PlanNetwork::Host, Network::None) => 0,
+        (PlanNetwork::Host, _) => flag::NET_HOST,
+    };
+    let writable_tmp = matches!(spec.root, RootFs::HostReadOnly | RootFs::Minimal);
+    let set = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
+    network
+        | set(ids.is_some(), flag::USERS)
+        | set(spec.process.is_some(), flag::PROCESS)
+        | set(spec.root != RootFs::Minimal, flag::ROOT_GIVEN)
+        | set(writable_tmp, flag::TMP)
+        | set(!isolation.unmasked_paths, flag::MASK)
+        | set(isolation.no_init, flag::NO_INIT)
+        | set(isolation.allow_new_privileges, flag::NEW_PRIVILEGES)
+}
+
+/// Detached copies of the mount trees that the spec names: the root's, then one per mount.
+fn open_trees(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Error> {
+    let no_setuid = !spec.isolation.allow_new_privileges;
+    let mut trees = Vec::with_capacity(1 + spec.mounts.len());
+    match &spec.root {
+        RootFs::Minimal => {}
+        RootFs::Directory { path, writable } => {
+            let attributes = Attributes { recursive: true, read_only: !writable, no_setuid };
+            trees.push(host_files::open_tree("the root", path, attributes)?);
+        }
+        RootFs::HostReadOnly => {
+            let attributes = Attributes { recursive: false, read_only: true, no_setuid };
+            trees.push(host_files::open_tree("the root", Path::new("/"), attributes)?);
+        }
+    }
+    for mount in &spec.mounts {
+        let attributes = Attributes { recursive: true, read_only: !mount.writable, no_setuid };
+        trees.push(host_files::open_tree("the source of a mount", &mount.source, attributes)?);
+    }
+    Ok(trees)
+}
+
+fn open_stdio(process: Option<&ProcessSpec>) -> Result<(u32, Vec<OwnedFd>), Error> {
+    let Some(process) = process else { return Ok((0, Vec::new())) };
+    let mut flags = 0;
+    let mut fds = Vec::new();
+    let paths = [
+        (&process.stdio.stdin, flag::STDIN, false),
+        (&process.stdio.stdout, flag::STDOUT, true),
+        (&process.stdio.stderr, flag::STDERR, true),
+    ];
+    for (path, flag, output) in paths {
+        if let Some(path) = path {
+            fds.push(host_files::open_stdio(path, output)?);
+            flags |= flag;
+        }
+    }
+    Ok((flags, fds))
+}
+
+/// What both bodies are made of.
+struct Body<'a> {
+    spec: &'a SandboxSpec,
+    flags: u32,
+    ids: Option<IdMap>,
+    filter: &'a [Instruction],
+    hostname: &'a str,
+}
+
+impl Body<'_> {
+    fn fixed(&self) -> Fixed {
+        // Counts fit: the spec's check has bounded them, and `finish` bounds the whole.
+        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let process = self.spec.process.as_ref();
+        Fixed {
+            kept_capabilities: self.spec.isolation.kept_capabilities,
+            tmpfs_kilobytes: TMPFS_KILOBYTES,
+            flags: self.flags,
+            host_start: self.ids.map_or(0, |ids| ids.host_start),
+            id_count: self.ids.map_or(0, |ids| ids.count),
+            uid: process.map_or(0, |process| process.user.uid),
+            gid: process.map_or(0, |process| process.user.gid),
+            groups: process.map_or(0, |process| count(process.user.groups.len())),
+            rlimits: process.map_or(0, |process| count(process.rlimits.len())),
+            instructions: count(self.filter.len()),
+            args: process.map_or(0, |process| count(process.args.len())),
+            variables: process.map_or(0, |process| count(process.env.len())),
+            mounts: 0,
+        }
+    }
+
+    fn spawn(&self) -> Result<Vec<u8>, Error> {
+        let mut writer = Writer(Vec::with_capacity(4096));
+        writer.value(&self.fixed());
+        writer.text(self.hostname.as_bytes());
+        let Some(process) = &self.spec.process else {
+            writer.text(b"/");
+            self.filter.iter().for_each(|instruction| writer.value(instruction));
+            writer.text(b"");
+            return writer.finish();
+        };
+        let cwd = process.cwd.as_os_str().as_encoded_bytes();
+        writer.text(if cwd.is_empty() { b"/" } else { cwd });
+        process.user.groups.iter().for_each(|group| writer.value(group));
+        for limit in &process.rlimits {
+            let resource = limit.resource as u32;
+            writer.value(&PlanRlimit { resource: resource.into(), soft: limit.soft, hard: limit.hard });
+        }
+        self.filter.iter().for_each(|instruction| writer.value(instruction));
+        process.args.iter().chain(&process.env).for_each(|text| writer.text(text.as_bytes()));
+        let path = process.env.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
+        writer.text(path.unwrap_or(USUAL_PATH).as_bytes());
+        writer.finish()
+    }
+
+    fn build(&self) -> Result<Vec<u8>, Error> {
+        let mut writer = Writer(Vec::with_capacity(256));
+        let mounts = u32::try_from(self.spec.mounts.len()).unwrap_or(u32::MAX);
+        let nothing = Fixed { groups: 0, rlimits: 0, instructions: 0, args: 0, variables: 0, ..self.fixed() };
+        writer.value(&Fixed { mounts, ..nothing });
+        // No host name, no working directory, no search path.
+        for _ in 0..3 {
+            writer.text(b"");
+        }
+        for mount in &self.spec.mounts {
+            writer.text(mount.target.as_os_str().as_encoded_bytes());
+        }
+        writer.finish()
+    }
+}
+
+/// Writes what [`Decoded`](super::protocol::Decoded) reads.
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn value<T: super::protocol::Plain>(&mut self, value: &T) {
+        self.0.extend_from_slice(bytes_of(value));
+    }
+
+    fn text(&mut self, text: &[u8]) {
+        self.0.extend_from_slice(text);
+        self.0.push(0);
+    }
+
+    fn finish(self) -> Result<Vec<u8>, Error> {
+        let limit = MAX_MESSAGE - size_of::<super::protocol::Header>();
+        if self.0.len() <= limit {
+            return Ok(self.0);
+        }
+        let found = format!("its plan has {} bytes; the limit is {limit}", self.0.len());
+        Err(Error::new(ErrorKind::InvalidArgument, "start", found)
+            .remedy("shorten arguments, environment or the targets of mounts"))
+    }
+}
+
+/// The isolation that a sandbox of this spec has once it runs, an item each.
+///
+/// A start either brings all of it or fails: nothing is left out in silence, so this can be told from the spec.
+pub(super) fn isolation_in_force(spec: &SandboxSpec, ids: Option<&IdMap>) -> Arc<[String]> {
+    let isolation = &spec.isolation;
+    let mut items: Vec<String> =
+        ["mount", "pid", "ipc", "uts", "cgroup"].map(|kind| format!("{kind}-namespace")).into();
+    match ids {
+        Some(ids) => items.push(format!("user-namespace:{}+{}", ids.host_start, ids.count)),
+        None => items.push("users:host".to_owned()),
+    }
+    items.push(match &spec.network {
+        Network::None => "network:none".to_owned(),
+        Network::New => "network-namespace".to_owned(),
+        Network::Join(path) => format!("network:joined:{}", path.display()),
+    });
+    items.push(match isolation.kept_capabilities {
+        0 => "capabilities:none".to_owned(),
+        kept => format!("capabilities:{kept:#x}"),
+    });
+    items.push(
+        if isolation.allow_new_privileges { "new-privileges:allowed" } else { "no-new-privileges" }
+            .to_owned(),
+    );
+    let filter = if spec.process.is_some() { "seccomp:default" } else { "seccomp:pause" };
+    items.push(if isolation.no_seccomp { "seccomp:none" } else { filter }.to_owned());
+    items.push(if isolation.unmasked_paths { "paths:unmasked" } else { "masked-paths" }.to_owned());
+    items.push(
+        match &spec.root {
+            RootFs::Minimal => "root:minimal",
+            RootFs::Directory { writable: true, .. } => "root:writable",
+            RootFs::Directory { writable: false, .. } => "root:read-only",
+            RootFs::HostReadOnly => "root:host-read-only",
+        }
+        .to_owned(),
+    );
+    if isolation.no_init && spec.process.is_some() {
+        items.push("init:none".to_owned());
+    }
+    items.into()
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -191,8 +191,7 @@ fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
     if !plan.has(flag::PROCESS) {
         sys::set_capabilities(0, 0).at(Step::InitCapabilities)?;
         let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
-        report(Report { step: Step::Ready as u32, errno: 0 });
-        let _ = sys::close_from(0);
+        ready();
         return Ok(None);
     }
     let mut process = MainProcess::new(plan);
@@ -203,9 +202,16 @@ fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
     let pid = main_process::start(&mut process)?;
     let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
     sys::set_capabilities(CAP_KILL, 0).at(Step::InitCapabilities)?;
-    report(Report { step: Step::Ready as u32, errno: 0 });
-    let _ = sys::close_from(0);
+    ready();
     Ok(Some(pid))
+}
+
+/// Says that the set-up is done, and holds no descriptor from then on.
+fn ready() {
+    // By range, since that is what the filter of a pause leader allows.
+    let _ = sys::close_range(0, REPORT - 1);
+    report(Report { step: Step::Ready as u32, errno: 0 });
+    let _ = sys::close_from(REPORT);
 }
 
 /// The init of a sandbox: reaps, passes signals on, and ends with the main process.

@@ -6,6 +6,8 @@ compile_error!(
 );
 
 mod channel;
+#[cfg(test)]
+mod escape_tests;
 mod failure;
 mod host_files;
 mod plan;

@@ -1,4 +1,32 @@
-//! The embedded Linux backend.
+//! The embedded Linux backend: namespaces, cgroup v2 and pidfds, with no daemon and no helper on disk.
+//!
+//! ```text
+//! LinuxRuntime ── create: a group (tree, controllers), a block of IDs
+//!      │          start:  a network (netns), a plan, a spawn by a zygote; its pidfd is watched from then on (exit)
+//!      │          pause, resume: freeze
+//!      └───────── stop, delete: end
+//! ```
+//!
+//! A sandbox costs this process one descriptor, its pidfd, and under 300 bytes. Nothing wakes up for an idle sandbox: one
+//! thread sleeps on all pidfds. Calls into the kernel that may wait run on a few threads of the backend's own (cores + 2),
+//! not on the caller's async runtime.
+//!
+//! On [`LinuxRuntime::close`], on drop, and when the process dies, all sandboxes end and all groups are removed.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind};
+use crate::runtime::{Capabilities, Instance, Reality, Report, Runtime, Started, Urgency};
+use crate::spec::SandboxSpec;
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
@@ -6,14 +34,388 @@ compile_error!(
 );
 
 mod channel;
+mod config;
+mod controllers;
+mod end;
 #[cfg(test)]
 mod escape_tests;
+mod exit;
 mod failure;
+mod freeze;
+mod group;
 mod host_files;
+mod ids;
+mod machine;
+mod netns;
 mod plan;
+// Half of it is for the other side, the init, which is built from the same file.
+#[allow(dead_code)]
 mod protocol;
 mod readiness;
 #[cfg(test)]
 mod rig;
+mod sandbox;
 mod seccomp;
+mod start;
+mod sys;
+mod tree;
+mod workers;
 mod zygote;
+
+pub use config::{ExitEvidence, LinuxConfig};
+
+use exit::{ExitWatch, Judge};
+use freeze::Freezer;
+use ids::Ids;
+use machine::Machine;
+use netns::Networks;
+use sandbox::{Lives, Stage};
+use tree::Tree;
+use workers::Workers;
+use zygote::{Groups, Zygotes};
+
+/// How long shutting down waits for sandboxes to end, all together.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Runs sandboxes as processes in namespaces of their own, directly on this kernel.
+///
+/// Needs root or the capabilities it names, cgroup v2 mounted (beside v1 or alone), and Linux 5.14 or later.
+pub struct LinuxRuntime {
+    inner: Arc<Inner>,
+}
+
+/// What the backend's own background work shares.
+struct Inner {
+    config: LinuxConfig,
+    machine: Machine,
+    tree: Arc<Tree>,
+    lives: Arc<Lives>,
+    ids: Ids,
+    networks: Arc<Networks>,
+    workers: Workers,
+    /// Gone once it is closed.
+    zygotes: Mutex<Option<Arc<Zygotes>>>,
+    exits: Arc<ExitWatch>,
+    exit_thread: Mutex<Option<JoinHandle<()>>>,
+    closed: AtomicBool,
+}
+
+/// What a backend uses at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Lives it knows, from their creation to the end of their deletion.
+    pub sandboxes: usize,
+    /// Blocks of user IDs given out.
+    pub id_blocks: usize,
+    /// Network namespaces kept ready.
+    pub networks_ready: usize,
+    /// The zygotes' process IDs.
+    pub zygotes: Vec<u32>,
+    /// Descriptors of this whole process, whoever opened them.
+    pub descriptors: usize,
+}
+
+impl LinuxRuntime {
+    /// Looks at the machine and sets the backend up: its cgroups, its zygotes and its threads. To be called within a
+    /// tokio runtime.
+    ///
+    /// Usually takes some milliseconds. Where an earlier backend of the same name is still being cleared up, up to some
+    /// seconds, in which it blocks.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::PermissionDenied`]: a capability is missing; it is named.
+    /// - [`ErrorKind::FailedPrecondition`]: the machine lacks something, or another backend has this name; what, and what
+    ///   to do about it, is said.
+    /// - [`ErrorKind::InvalidArgument`]: the configuration makes no sense.
+    pub fn new(config: LinuxConfig) -> Result<Arc<Self>, Error> {
+        let ids = Ids::new(&config)?;
+        let machine = Machine::detect()?;
+        let failed = |error| kernel_error("set up the linux backend", "its threads and descriptors", error);
+        let cores = std::thread::available_parallelism().map_err(failed)?.get();
+        let mut root = Root(Some(Arc::new(Tree::make(&machine, &config)?)));
+        let tree = root.tree();
+        let workers = Workers::start(cores + 2).map_err(failed)?;
+        let networks = Arc::new(Networks::start(config.ready_networks).map_err(failed)?);
+        let [group, leaf, parent] = tree.share().map_err(failed)?;
+        let count = if config.zygotes == 0 { cores } else { config.zygotes };
+        let zygotes = Zygotes::launch(count, Groups { root: group, leaf, parent })?;
+        let lives = Arc::new(Lives::default());
+        let judge = Judge {
+            lives: Arc::clone(&lives),
+            zygotes: Arc::clone(&zygotes),
+            tree: Arc::clone(&tree),
+            evidence: config.exit_evidence,
+        };
+        let (exits, thread) = ExitWatch::start(judge).map_err(failed)?;
+        root.0 = None;
+        let inner = Inner {
+            config,
+            machine,
+            tree,
+            lives,
+            ids,
+            networks,
+            workers,
+            zygotes: Mutex::new(Some(zygotes)),
+            exits,
+            exit_thread: Mutex::new(Some(thread)),
+            closed: AtomicBool::new(false),
+        };
+        Ok(Arc::new(Self { inner: Arc::new(inner) }))
+    }
+
+    /// Ends every sandbox and removes everything, the cgroup root included. Whatever is called afterwards is refused.
+    ///
+    /// Returns when all is gone, or after some seconds if something cannot be ended; [`left_behind`](Self::left_behind)
+    /// then names it. A second call waits for nothing. Dropping the backend does the same, and blocks meanwhile.
+    pub async fn close(&self) {
+        let inner = Arc::clone(&self.inner);
+        let (done, closed) = tokio::sync::oneshot::channel();
+        let close = move || {
+            inner.shut_down();
+            drop(done.send(()));
+        };
+        // A thread of its own: the workers are what it waits for.
+        if std::thread::Builder::new().name("sandkeeper-end".to_owned()).spawn(close).is_ok() {
+            drop(closed.await);
+        } else {
+            self.inner.shut_down();
+        }
+    }
+
+    /// What it uses at the moment.
+    pub fn usage(&self) -> Usage {
+        let inner = &self.inner;
+        Usage {
+            sandboxes: inner.lives.len(),
+            id_blocks: inner.ids.in_use(),
+            networks_ready: inner.networks.ready(),
+            zygotes: inner.zygotes.lock().as_ref().map(|zygotes| zygotes.pids()).unwrap_or_default(),
+            descriptors: std::fs::read_dir("/proc/self/fd")
+                .map_or(0, |entries| entries.count().saturating_sub(1)),
+        }
+    }
+
+    /// The directory below which all its cgroups are.
+    pub fn cgroup_root(&self) -> &Path {
+        &self.inner.tree.path
+    }
+
+    /// The cgroups of sandboxes that exist at the moment, each with its processes. When every life has been deleted, there
+    /// are none.
+    pub fn left_behind(&self) -> Vec<String> {
+        self.inner.tree.left_behind()
+    }
+
+    /// The processes of a life in words: number, name and state of each. State D, in which the kernel waits for a device
+    /// or a server, is what keeps a process from ending or freezing.
+    pub fn processes(&self, instance: &Instance) -> Vec<String> {
+        let number = self.inner.lives.get(instance.life).and_then(|sandbox| sandbox.state().group);
+        let group = number.and_then(|number| self.inner.tree.open(&instance.key, number).ok().flatten());
+        group.map(group::describe_processes).unwrap_or_default()
+    }
+}
+
+/// Removes the root again if what follows its making fails.
+struct Root(Option<Arc<Tree>>);
+
+impl Root {
+    fn tree(&self) -> Arc<Tree> {
+        Arc::clone(self.0.as_ref().expect("held until all is made"))
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        if let Some(tree) = &self.0 {
+            tree.remove_all();
+        }
+    }
+}
+
+impl Inner {
+    /// The zygotes, unless it is closed.
+    fn zygotes(&self) -> Result<Arc<Zygotes>, Error> {
+        self.zygotes.lock().clone().ok_or_else(closed)
+    }
+
+    /// Refuses once it is closed.
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
+    }
+
+    /// Ends and removes everything. Blocks.
+    fn shut_down(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let all = self.lives.all();
+        all.iter().for_each(|sandbox| sandbox.end());
+        let start = Instant::now();
+        // While the zygotes are up, so that ends are told with their statuses, and reaped.
+        while start.elapsed() < CLOSING {
+            let left = self.tree.clear_sandboxes();
+            let all_told = all.iter().all(|sandbox| sandbox.running().is_none());
+            if all_told && !matches!(left, Ok(1..)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.exits.stop();
+        if let Some(thread) = self.exit_thread.lock().take()
+            // An observer may hold the last reference to us, and be what drops it.
+            && thread.thread().id() != std::thread::current().id()
+        {
+            drop(thread.join());
+        }
+        drop(self.zygotes.lock().take());
+        if !self.tree.remove_all() {
+            tracing::warn!(left = ?self.tree.left_behind(), "cgroups are left behind");
+        }
+    }
+
+    fn findings(&self) -> Vec<(String, String)> {
+        let controllers = &self.tree.controllers;
+        let mut limits: Vec<&str> = Vec::new();
+        for (name, works) in [
+            ("memory", controllers.memory),
+            ("swap", controllers.swap),
+            ("cpu", controllers.cpu),
+            ("pids", controllers.pids),
+        ] {
+            if works {
+                limits.push(name);
+            }
+        }
+        let layout = if self.machine.hybrid { "v2 beside v1" } else { "v2 alone" };
+        let mut findings = vec![
+            ("kernel".to_owned(), self.machine.kernel.clone()),
+            ("cgroups".to_owned(), format!("{layout}, at {}", self.machine.mount.display())),
+            ("cgroup root".to_owned(), self.tree.path.display().to_string()),
+            ("limits".to_owned(), if limits.is_empty() { "none".to_owned() } else { limits.join(", ") }),
+        ];
+        if let Some(obstacle) = &controllers.obstacle {
+            let (why, remedy) = obstacle.explain();
+            findings.push(("missing limits".to_owned(), format!("{why}; {remedy}")));
+        }
+        let ids = (self.config.id_start, self.config.id_blocks);
+        findings.push(("user IDs".to_owned(), format!("{} blocks of {} from {}", ids.1, ids::BLOCK, ids.0)));
+        findings
+    }
+}
+
+impl Drop for LinuxRuntime {
+    fn drop(&mut self) {
+        self.inner.shut_down();
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::FailedPrecondition, "use the linux backend", "it is closed")
+}
+
+/// An error of the kernel's, with the kind that its number suggests.
+fn kernel_error(tried: &'static str, what: impl Into<String>, error: io::Error) -> Error {
+    let kind = match Errno::from_io_error(&error) {
+        Some(Errno::PERM | Errno::ACCESS) => ErrorKind::PermissionDenied,
+        Some(
+            Errno::NOMEM
+            | Errno::NOSPC
+            | Errno::AGAIN
+            | Errno::MFILE
+            | Errno::NFILE
+            | Errno::USERS
+            | Errno::DQUOT,
+        ) => ErrorKind::ResourceExhausted,
+        Some(Errno::ROFS | Errno::BUSY | Errno::OPNOTSUPP) => ErrorKind::FailedPrecondition,
+        Some(Errno::INVAL | Errno::RANGE) => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, tried, what.into()).caused_by(error)
+}
+
+#[async_trait]
+impl Runtime for LinuxRuntime {
+    fn capabilities(&self) -> Capabilities {
+        let controllers = &self.inner.tree.controllers;
+        Capabilities {
+            pause: true,
+            limit_memory: controllers.memory,
+            limit_swap: controllers.swap,
+            limit_cpu: controllers.cpu,
+            limit_pids: controllers.pids,
+            findings: self.inner.findings(),
+        }
+    }
+
+    fn check(&self, spec: &SandboxSpec) -> Result<(), Error> {
+        self.inner.tree.controllers.check(&spec.limits)
+    }
+
+    async fn create(&self, instance: &Arc<Instance>) -> Result<(), Error> {
+        self.inner.create(instance).await.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn start(&self, instance: &Arc<Instance>) -> Result<Started, Error> {
+        let started = start::start(&self.inner, instance).await;
+        started.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn pause(&self, instance: &Arc<Instance>) -> Result<(), Error> {
+        self.inner.freeze(instance, Freezer::Freeze).await
+    }
+
+    async fn resume(&self, instance: &Arc<Instance>) -> Result<(), Error> {
+        self.inner.freeze(instance, Freezer::Thaw).await
+    }
+
+    async fn stop(&self, instance: &Arc<Instance>, urgency: Urgency) -> Result<(), Error> {
+        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(()) };
+        let stopped = match urgency {
+            Urgency::Ask => end::ask(&sandbox),
+            Urgency::Now => self.inner.stop_now(&sandbox).await,
+        };
+        stopped.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn delete(&self, instance: &Arc<Instance>) -> Result<(), Error> {
+        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(()) };
+        self.inner.delete(&sandbox).await.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn probe(&self, instance: &Arc<Instance>) -> Result<Report, Error> {
+        let leader = self.inner.lives.get(instance.life).and_then(|sandbox| sandbox.running());
+        let alive = leader.is_some_and(|leader| !leader.has_ended());
+        let frozen = alive && self.inner.is_frozen(instance).await?;
+        Ok(Report { alive, frozen, extra: None })
+    }
+
+    async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {
+        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(Reality::Absent) };
+        Ok(match sandbox.state().stage {
+            Stage::New => Reality::Absent,
+            Stage::Prepared => Reality::Created,
+            Stage::Ended(exit, _) => Reality::Ended(exit),
+            Stage::Running(leader) => Reality::Running {
+                started: start::started(&sandbox, &leader),
+                frozen: self.inner.is_frozen(instance).await?,
+            },
+        })
+    }
+}
+
+impl Inner {
+    async fn freeze(&self, instance: &Instance, to: Freezer) -> Result<(), Error> {
+        let Some(sandbox) = self.lives.get(instance.life) else {
+            return Err(freeze::not_running(to).on(&instance.key));
+        };
+        let busy = sandbox.acquire().await;
+        freeze::set(&sandbox, &self.tree, &self.workers, &busy, to).await
+    }
+
+    async fn is_frozen(&self, instance: &Instance) -> Result<bool, Error> {
+        let Some(sandbox) = self.lives.get(instance.life) else { return Ok(false) };
+        let tree = Arc::clone(&self.tree);
+        self.workers.run(move || freeze::is_frozen(&tree, &sandbox)).await
+    }
+}

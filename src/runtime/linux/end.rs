@@ -1,0 +1,133 @@
+//! Ending a life, and giving back what it had.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::sandbox::{Busy, Sandbox, Stage};
+use super::tree::Tree;
+use super::{Inner, group, kernel_error, sys};
+use crate::error::Error;
+
+/// The first pause between two looks; the next are twice as long each, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// After so long, the log names what does not end.
+const NOTEWORTHY: Duration = Duration::from_secs(5);
+
+/// How long a delete waits for the zombie to go. If its zygote was killed, somebody else reaps it, in their own time.
+const REAPING: Duration = Duration::from_secs(2);
+
+/// What is to hold at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// No process is left.
+    Ended,
+    /// Nor is the group.
+    Gone,
+}
+
+/// Asks the leader to end: TERM, which an init passes on to the main process.
+pub(super) fn ask(sandbox: &Sandbox) -> Result<(), Error> {
+    let Some(leader) = sandbox.running() else { return Ok(()) };
+    match pidfd_send_signal(&leader.pidfd, Signal::TERM) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(kernel_error("stop", "its leader", error.into())),
+    }
+}
+
+impl Inner {
+    /// Ends every process of it. Returns when none is left and the end has been reported.
+    pub(super) async fn stop_now(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        self.end(sandbox, Goal::Ended).await?;
+        Ok(())
+    }
+
+    /// Ends and removes it. Returns when nothing is left of it.
+    pub(super) async fn delete(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        sandbox.end();
+        let busy = self.end(sandbox, Goal::Gone).await?;
+        if let Stage::Ended(_, leader) = sandbox.state().stage {
+            let start = Instant::now();
+            while sys::is_unreaped(&leader.pidfd) && start.elapsed() < REAPING {
+                tokio::time::sleep(FIRST_PAUSE).await;
+            }
+        }
+        if let Some(ids) = sandbox.change(|state| state.ids.take()) {
+            self.ids.give_back(ids);
+        }
+        self.lives.remove(sandbox.instance.life);
+        drop(busy);
+        Ok(())
+    }
+
+    /// Kills until the goal is reached, however long that takes: the deadline is the caller's, who may drop this and call
+    /// it again. An operation that is still at work ends of it, since its processes are killed as well.
+    async fn end(&self, sandbox: &Arc<Sandbox>, goal: Goal) -> Result<Arc<Busy>, Error> {
+        let start = Instant::now();
+        let mut named = false;
+        let mut pause = FIRST_PAUSE;
+        let mut busy = sandbox.acquire_within(Duration::ZERO).await;
+        loop {
+            let reached = {
+                let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), busy.clone());
+                let step = move || {
+                    let _busy = busy;
+                    step(&tree, &sandbox, goal)
+                };
+                self.workers.run(step).await?.map_err(|error| kernel_error("end", "its cgroup", error))?
+            };
+            match busy {
+                Some(busy) if reached => return Ok(busy),
+                Some(_) if sandbox.running().is_some() => drop(sandbox.reported_within(pause).await),
+                Some(_) => tokio::time::sleep(pause).await,
+                None => busy = sandbox.acquire_within(pause).await,
+            }
+            if !named && start.elapsed() > NOTEWORTHY {
+                named = true;
+                self.name_what_does_not_end(sandbox);
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn name_what_does_not_end(&self, sandbox: &Sandbox) {
+        let number = sandbox.state().group;
+        let group = number.and_then(|number| self.tree.open(&sandbox.instance.key, number).ok().flatten());
+        let processes = group.map(group::describe_processes).unwrap_or_default();
+        tracing::warn!(sandbox = %sandbox.instance.key, life = %sandbox.instance.life, ?processes, "it does not end");
+    }
+}
+
+/// Kills once, if there is anything to kill. Whether the goal is reached.
+fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
+    let state = sandbox.state();
+    let Some(number) = state.group else { return Ok(true) };
+    let key = &sandbox.instance.key;
+    let Some(group) = tree.open(key, number)? else { return Ok(sandbox.running().is_none()) };
+    let leader = sandbox.running();
+    if leader.is_none() {
+        let reached = match goal {
+            Goal::Ended => !group::is_populated(&group)?,
+            Goal::Gone => tree.remove(key, number)?,
+        };
+        if reached {
+            return Ok(true);
+        }
+    }
+    if let Err(error) = group::kill(&group) {
+        // The leader takes everything in its PID namespace along.
+        let Some(leader) = leader else { return Err(error) };
+        match pidfd_send_signal(&leader.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(_) => return Err(error),
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,155 @@
+//! Creating and starting a life.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ids::BLOCK;
+use super::plan::{IdMap, Plan, PlanNetwork, isolation_in_force};
+use super::sandbox::{Busy, Leader, Sandbox, Stage};
+use super::tree::Claim;
+use super::zygote::Files;
+use super::{Inner, kernel_error, netns};
+use crate::error::{Error, ErrorKind};
+use crate::runtime::{Instance, Started};
+use crate::spec::{Network, Users};
+
+/// The pause before a group is claimed again in which an earlier life is being ended.
+const CLEARING_PAUSE: Duration = Duration::from_millis(2);
+
+impl Inner {
+    /// Claims a life's group, with its limits, and its IDs.
+    pub(super) async fn create(&self, instance: &Arc<Instance>) -> Result<(), Error> {
+        self.check_open()?;
+        self.tree.controllers.check(&instance.spec.limits)?;
+        let sandbox = self.lives.enter(instance);
+        let busy = sandbox.acquire().await;
+        sandbox.check_not_ending("create")?;
+        let state = sandbox.state();
+        if !matches!(state.stage, Stage::New) {
+            return Ok(());
+        }
+        if instance.spec.isolation.users == Users::Allocated && state.ids.is_none() {
+            let ids = self.ids.take()?;
+            sandbox.change(|state| state.ids = Some(ids));
+        }
+        while let Claim::Clearing = self.claim(&sandbox, &busy).await? {
+            tokio::time::sleep(CLEARING_PAUSE).await;
+            sandbox.check_not_ending("create")?;
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, sandbox: &Arc<Sandbox>, busy: &Arc<Busy>) -> Result<Claim, Error> {
+        let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), Arc::clone(busy));
+        let claim = move || {
+            let _busy = busy;
+            let claim = tree.claim(&sandbox.instance)?;
+            if let Claim::Made(number) = claim {
+                // Noted here and not by the caller, who may have gone: what is not noted is not deleted.
+                sandbox.change(|state| {
+                    state.group = Some(number);
+                    state.stage = Stage::Prepared;
+                });
+            }
+            Ok(claim)
+        };
+        self.workers.run(claim).await?
+    }
+}
+
+/// Starts a life that was created.
+///
+/// It runs to its end even if the future is dropped, so that a child which was born meanwhile is known, and ended by
+/// `delete`.
+pub(super) async fn start(inner: &Arc<Inner>, instance: &Arc<Instance>) -> Result<Started, Error> {
+    let sandbox = inner.lives.get(instance.life).ok_or_else(not_created)?;
+    let inner = Arc::clone(inner);
+    let task = tokio::spawn(async move { inner.start(&sandbox).await });
+    task.await.unwrap_or_else(|error| {
+        Err(Error::new(ErrorKind::Internal, "start", "its task ended").caused_by(error))
+    })
+}
+
+fn not_created() -> Error {
+    Error::new(ErrorKind::FailedPrecondition, "start", "it was not created")
+}
+
+impl Inner {
+    async fn start(&self, sandbox: &Arc<Sandbox>) -> Result<Started, Error> {
+        let busy = sandbox.acquire().await;
+        sandbox.check_not_ending("start")?;
+        match sandbox.state().stage {
+            Stage::New => return Err(not_created()),
+            Stage::Prepared => {}
+            Stage::Running(leader) => return Ok(started(sandbox, &leader)),
+            Stage::Ended(exit, _) => {
+                return Err(Error::new(ErrorKind::FailedPrecondition, "start", format!("it has {exit}")));
+            }
+        }
+        let zygotes = self.zygotes()?;
+        let (plan, files) = self.prepare(sandbox, &busy).await?;
+        // Once more: what was opened may have taken its time.
+        sandbox.check_not_ending("start")?;
+        let spawned = zygotes.spawn(&plan, files).await?;
+        if spawned.pid <= 1 {
+            let found = format!("its leader has process ID {}", spawned.pid);
+            return Err(Error::new(ErrorKind::Internal, "start", found));
+        }
+        let leader = Arc::new(Leader { pid: spawned.pid, zygote: spawned.zygote, pidfd: spawned.pidfd });
+        sandbox.change(|state| state.stage = Stage::Running(Arc::clone(&leader)));
+        if let Err(error) = self.exits.watch(sandbox.instance.life, &leader) {
+            // Not known to run, since nobody would hear of its end.
+            sandbox.change(|state| state.stage = Stage::Prepared);
+            drop(rustix::process::pidfd_send_signal(&leader.pidfd, rustix::process::Signal::KILL));
+            while !leader.has_ended() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            zygotes.reap(leader.zygote, leader.pid);
+            return Err(kernel_error("start", "the watch for its end", error));
+        }
+        Ok(started(sandbox, &leader))
+    }
+
+    /// Opens everything that the spawn needs.
+    async fn prepare(&self, sandbox: &Arc<Sandbox>, busy: &Arc<Busy>) -> Result<(Plan, Files), Error> {
+        let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), Arc::clone(busy));
+        let networks = Arc::clone(&self.networks);
+        let open = move || {
+            let _busy = busy;
+            let instance = &sandbox.instance;
+            let number = sandbox.state().group;
+            let group = number.and_then(|number| tree.open(&instance.key, number).transpose()).transpose();
+            let group =
+                group.map_err(|error| kernel_error("start", "its cgroup", error))?.ok_or_else(|| {
+                    Error::new(ErrorKind::FailedPrecondition, "start", "its cgroup was removed by another")
+                        .remedy("delete it, and create it again")
+                })?;
+            let (given, network) = match &instance.spec.network {
+                Network::New => (PlanNetwork::Given, Some(Arc::new(networks.take()?))),
+                Network::Join(path) => (PlanNetwork::Given, Some(Arc::new(netns::open(path)?))),
+                // Without the filter that keeps sockets from being made, sandboxes that share a namespace could meet in it.
+                Network::None if instance.spec.isolation.no_seccomp => (PlanNetwork::Fresh, None),
+                // The zygotes' own, which is empty.
+                Network::None => (PlanNetwork::Host, None),
+            };
+            let plan = Plan::new(instance, id_map(&sandbox), given)?;
+            Ok((plan, Files { group, network }))
+        };
+        self.workers.run(open).await?
+    }
+}
+
+/// The IDs of a life; nothing for the host's own.
+fn id_map(sandbox: &Sandbox) -> Option<IdMap> {
+    match sandbox.instance.spec.isolation.users {
+        Users::Allocated => sandbox.state().ids.map(|host_start| IdMap { host_start, count: BLOCK }),
+        Users::Mapped { host_start, count } => Some(IdMap { host_start, count }),
+        Users::Host => None,
+    }
+}
+
+/// What is said of a life that runs.
+pub(super) fn started(sandbox: &Sandbox, leader: &Leader) -> Started {
+    let isolation = isolation_in_force(&sandbox.instance.spec, id_map(sandbox).as_ref());
+    Started { pid: leader.pid, endpoint: None, isolation }
+}

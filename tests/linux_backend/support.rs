@@ -1,0 +1,222 @@
+//! A backend to test, with everything it reports written down.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use sandkeeper::SandboxKey;
+use sandkeeper::model::{Exit, Life};
+use sandkeeper::runtime::linux::{LinuxConfig, LinuxRuntime};
+use sandkeeper::runtime::{Instance, Observer, Runtime, Started, Urgency};
+use sandkeeper::spec::{ProcessSpec, RootFs, SandboxSpec};
+
+/// The size of a test: scaled down, or full on request.
+pub(crate) fn size(scaled: usize, full: usize) -> usize {
+    if std::env::var_os("SANDKEEPER_FULL").is_some_and(|value| value == "1") { full } else { scaled }
+}
+
+/// Runs a test on a tokio runtime with two threads.
+pub(crate) fn block_on<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
+}
+
+/// Writes down every report.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    reports: Mutex<HashMap<Life, Vec<(Exit, bool, Instant)>>>,
+    changed: Condvar,
+}
+
+impl Observer for Recorder {
+    fn exited(&self, life: Life, exit: Exit, all_ended: bool) {
+        self.reports.lock().unwrap().entry(life).or_default().push((exit, all_ended, Instant::now()));
+        self.changed.notify_all();
+    }
+}
+
+impl Recorder {
+    /// The one report of a life, waiting for it. Blocks.
+    #[track_caller]
+    pub(crate) fn exit(&self, life: Life, within: Duration) -> Exit {
+        let deadline = Instant::now() + within;
+        let mut reports = self.reports.lock().unwrap();
+        while !reports.contains_key(&life) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no exit of life {life} within {within:?}");
+            reports = self.changed.wait_timeout(reports, left).unwrap().0;
+        }
+        let of_life = &reports[&life];
+        assert_eq!(of_life.len(), 1, "life {life} ended more than once: {of_life:?}");
+        assert!(of_life[0].1, "with a PID namespace, all have ended");
+        of_life[0].0
+    }
+
+    /// How often the end of a life was reported so far.
+    pub(crate) fn count(&self, life: Life) -> usize {
+        self.reports.lock().unwrap().get(&life).map_or(0, Vec::len)
+    }
+}
+
+/// A backend under test.
+pub(crate) struct Bed {
+    pub(crate) runtime: Arc<LinuxRuntime>,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) directory: PathBuf,
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        Self::with(LinuxConfig::default())
+    }
+
+    pub(crate) fn with(config: LinuxConfig) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("sandkeeper-test-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let runtime = LinuxRuntime::new(config).expect("the backend can be set up; the tests need root");
+        Self { runtime, recorder: Arc::default(), directory }
+    }
+
+    /// A life of its own of this sandbox.
+    pub(crate) fn instance(&self, id: &str, spec: SandboxSpec) -> Arc<Instance> {
+        let life = Life(NEXT.fetch_add(1, Ordering::Relaxed));
+        let key = SandboxKey::new("default", id).unwrap();
+        Instance::new(key, life, Arc::new(spec), Arc::clone(&self.recorder) as Arc<dyn Observer>)
+    }
+
+    /// Creates and starts.
+    pub(crate) async fn run(&self, instance: &Arc<Instance>) -> Started {
+        self.runtime.create(instance).await.unwrap();
+        self.runtime.start(instance).await.unwrap()
+    }
+
+    pub(crate) async fn exit(&self, instance: &Arc<Instance>) -> Exit {
+        let (recorder, life) = (Arc::clone(&self.recorder), instance.life);
+        tokio::task::spawn_blocking(move || recorder.exit(life, Duration::from_secs(10))).await.unwrap()
+    }
+
+    pub(crate) async fn stop(&self, instance: &Arc<Instance>) {
+        self.runtime.stop(instance, Urgency::Now).await.unwrap();
+        assert_eq!(self.recorder.count(instance.life), 1, "reported before stop returns");
+    }
+
+    pub(crate) async fn delete(&self, instance: &Arc<Instance>) {
+        self.runtime.delete(instance).await.unwrap();
+        let group = self.group(instance);
+        assert!(!group.exists(), "{} is left", group.display());
+    }
+
+    /// Where the sandbox's cgroup is.
+    pub(crate) fn group(&self, instance: &Instance) -> PathBuf {
+        self.runtime.cgroup_root().join(instance.key.file_name(255))
+    }
+
+    /// Closes it and checks that nothing is left.
+    pub(crate) async fn close(self) {
+        assert_eq!(self.runtime.left_behind(), Vec::<String>::new());
+        let usage = self.runtime.usage();
+        assert_eq!((usage.sandboxes, usage.id_blocks), (0, 0), "{usage:?}");
+        self.close_with_what_runs().await;
+    }
+
+    pub(crate) async fn close_with_what_runs(self) {
+        let root = self.runtime.cgroup_root().to_owned();
+        self.runtime.close().await;
+        assert!(!root.exists(), "{} is left", root.display());
+        std::fs::remove_dir_all(&self.directory).unwrap();
+    }
+
+    /// What the next heartbeat writes to.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        let file = self.directory.join(name);
+        std::fs::write(&file, "").unwrap();
+        // The sandbox's users are nobody here; but the file is opened for them.
+        file
+    }
+}
+
+/// A sandbox in the host's root that runs this shell script.
+pub(crate) fn shell(script: &str) -> SandboxSpec {
+    let mut process = ProcessSpec::new(["/bin/sh", "-c", script]);
+    process.env = vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()];
+    SandboxSpec { root: RootFs::HostReadOnly, process: Some(process), ..SandboxSpec::default() }
+}
+
+/// A sandbox that does nothing.
+pub(crate) fn sleeper() -> SandboxSpec {
+    SandboxSpec::default()
+}
+
+/// A sandbox that writes a line to `file` every 10 ms.
+pub(crate) fn heartbeat(file: &std::path::Path) -> SandboxSpec {
+    let mut spec = shell("while :; do echo beat; sleep 0.01; done");
+    if let Some(process) = &mut spec.process {
+        process.stdio.stdout = Some(file.to_owned());
+    }
+    spec
+}
+
+/// How many beats there were so far.
+pub(crate) fn beats(file: &std::path::Path) -> u64 {
+    std::fs::metadata(file).unwrap().len()
+}
+
+/// Waits until it holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < within, "{what}: not within {within:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether there is such a process, a zombie included.
+pub(crate) fn process_exists(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// SIGKILL to a process of this test's own making.
+pub(crate) fn kill(pid: u32) {
+    assert!(pid > 1, "never to be sent to {pid}");
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// A number that looks random, the same in every run.
+pub(crate) fn scatter(seed: u64) -> u64 {
+    let mut x = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// Hears of every signal that could end or disturb this process, from now on.
+pub(crate) struct Signals(Vec<(i32, tokio::signal::unix::Signal)>);
+
+impl Signals {
+    pub(crate) fn listen() -> Self {
+        let numbers =
+            [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+        let listen = |number| {
+            let kind = tokio::signal::unix::SignalKind::from_raw(number);
+            (number, tokio::signal::unix::signal(kind).unwrap())
+        };
+        Self(numbers.map(listen).into())
+    }
+
+    /// The first signal that came, if any did.
+    pub(crate) async fn received(&mut self) -> Option<i32> {
+        for (number, signal) in &mut self.0 {
+            let soon = tokio::time::timeout(Duration::from_millis(1), signal.recv());
+            if soon.await.is_ok() {
+                return Some(*number);
+            }
+        }
+        None
+    }
+}

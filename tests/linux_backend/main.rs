@@ -3,6 +3,8 @@
 //! Every test has a backend of its own and ends by checking that nothing is left of it. `SANDKEEPER_FULL=1` runs the full
 //! sizes.
 
+#![allow(clippy::print_stderr)] // The figures of a test are for whoever runs it alone.
+
 mod exits;
 mod freeze;
 mod leftovers;

@@ -110,8 +110,8 @@ fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
     let state = sandbox.state();
     let Some(number) = state.group else { return Ok(true) };
     let key = &sandbox.instance.key;
-    let Some(group) = tree.open(key, number)? else { return Ok(sandbox.running().is_none()) };
     let leader = sandbox.running();
+    let Some(group) = tree.open(key, number)? else { return Ok(leader.is_none()) };
     if leader.is_none() {
         let reached = match goal {
             Goal::Ended => !group::is_populated(&group)?,

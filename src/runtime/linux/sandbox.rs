@@ -25,7 +25,7 @@ pub(super) struct Sandbox {
     busy: AtomicBool,
     /// Whether it is being ended: what is at work gives up, and nothing begins any more.
     ending: AtomicBool,
-    /// Told when `busy` falls and when the exit has been reported.
+    /// Told when `busy` falls, when `ending` rises and when the exit has been reported.
     changed: Notify,
 }
 
@@ -105,14 +105,34 @@ impl Sandbox {
     /// Lets nothing begin any more.
     pub(super) fn end(&self) {
         self.ending.store(true, Ordering::Release);
+        self.changed.notify_waiters();
     }
 
     /// Refuses where it is being ended.
     pub(super) fn check_not_ending(&self, tried: &'static str) -> Result<(), Error> {
-        if !self.ending.load(Ordering::Acquire) {
-            return Ok(());
+        if self.ending.load(Ordering::Acquire) { Err(self.is_ending(tried)) } else { Ok(()) }
+    }
+
+    /// What is said where it is being ended.
+    pub(super) fn is_ending(&self, tried: &'static str) -> Error {
+        Error::new(ErrorKind::Aborted, tried, "it is being ended").on(&self.instance.key)
+    }
+
+    /// Waits until it is being ended.
+    pub(super) async fn until_ending(&self) {
+        self.until(|| self.ending.load(Ordering::Acquire).then_some(())).await;
+    }
+
+    /// Waits until `look` finds what it looks for, which is when something that is told of has changed.
+    async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
+            }
+            changed.await;
         }
-        Err(Error::new(ErrorKind::Aborted, tried, "it is being ended").on(&self.instance.key))
     }
 
     /// Whether nothing is at work.
@@ -124,14 +144,7 @@ impl Sandbox {
     /// Waits until nothing is at work, and begins. What is returned goes along with every job of the operation, so that
     /// one whose caller has gone is over only when its last job is.
     pub(super) async fn acquire(self: &Arc<Self>) -> Arc<Busy> {
-        loop {
-            let mut changed = pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if let Some(busy) = self.try_acquire() {
-                return busy;
-            }
-            changed.await;
-        }
+        self.until(|| self.try_acquire()).await
     }
 
     /// As [`acquire`](Self::acquire), for so long.
@@ -152,16 +165,7 @@ impl Sandbox {
 
     /// Waits for so long until the end has been reported. Whether there is no end left to report.
     pub(super) async fn reported_within(&self, time: Duration) -> bool {
-        let reported = async {
-            loop {
-                let mut changed = pin!(self.changed.notified());
-                changed.as_mut().enable();
-                if self.running().is_none() {
-                    return;
-                }
-                changed.await;
-            }
-        };
+        let reported = self.until(|| self.running().is_none().then_some(()));
         tokio::time::timeout(time, reported).await.is_ok()
     }
 }

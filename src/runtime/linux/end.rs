@@ -84,8 +84,8 @@ impl Inner {
                 self.workers.run(step).await?.map_err(|error| kernel_error("end", "its cgroup", error))?
             };
             match busy {
-                Some(busy) if reached => return Ok(busy),
-                Some(_) if sandbox.running().is_some() => drop(sandbox.reported_within(pause).await),
+                Some(busy) if reached && sandbox.is_told() => return Ok(busy),
+                Some(_) if !sandbox.is_told() => sandbox.told_within(pause).await,
                 Some(_) => tokio::time::sleep(pause).await,
                 None => busy = sandbox.acquire_within(pause).await,
             }

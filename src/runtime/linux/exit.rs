@@ -123,12 +123,13 @@ impl ExitWatch {
         let status = judge.status(proc, sandbox, &leader);
         let reason = judge.reason(sandbox, status);
         let exit = Exit { reason, at_unix_nanos: now() };
+        sandbox.ended(exit);
         // An observer is the caller's code. If it panics, the other exits are to be seen all the same.
         let report = std::panic::AssertUnwindSafe(|| sandbox.instance.exited(exit, true));
         if std::panic::catch_unwind(report).is_err() {
             tracing::error!(sandbox = %sandbox.instance.key, "the observer of an exit panicked");
         }
-        sandbox.ended(exit);
+        sandbox.told();
         reapable.push((leader.zygote, leader.pid));
     }
 }

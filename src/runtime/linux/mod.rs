@@ -263,7 +263,7 @@ impl Inner {
         // While the zygotes are up, so that ends are told with their statuses, and reaped.
         while start.elapsed() < CLOSING {
             let left = self.tree.clear_sandboxes();
-            let all_told = all.iter().all(|sandbox| sandbox.running().is_none());
+            let all_told = all.iter().all(|sandbox| sandbox.is_told());
             if all_told && !matches!(left, Ok(1..)) {
                 break;
             }

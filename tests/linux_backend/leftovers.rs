@@ -99,6 +99,49 @@ fn an_id_is_free_the_moment_its_delete_returns() {
     });
 }
 
+/// Goal: a file system that does not answer holds up the starts that need it, and nothing else. Method: start more such
+/// sandboxes than there are threads for cgroups; pause another one; delete them all before the server goes.
+#[test]
+fn a_mute_file_system_holds_up_only_the_starts_that_need_it() {
+    block_on(async {
+        let bed = Bed::new();
+        let mut mute = MuteFileSystem::mount(&bed.directory.join("mute"));
+        let healthy = bed.instance("healthy", sleeper());
+        bed.run(&healthy).await;
+        let held: Vec<Arc<Instance>> = (0..12)
+            .map(|i| {
+                let mut spec = shell("true");
+                spec.process.as_mut().unwrap().stdio.stdout = Some(mute.mountpoint.join("out"));
+                bed.instance(&format!("held-{i}"), spec)
+            })
+            .collect();
+        let mut starts = tokio::task::JoinSet::new();
+        for instance in &held {
+            let (runtime, instance) = (Arc::clone(&bed.runtime), Arc::clone(instance));
+            starts.spawn(async move {
+                runtime.create(&instance).await.unwrap();
+                runtime.start(&instance).await.unwrap_err().kind()
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let others = async {
+            bed.runtime.pause(&healthy).await.unwrap();
+            bed.runtime.resume(&healthy).await.unwrap();
+            for instance in &held {
+                bed.delete(instance).await;
+            }
+            bed.delete(&healthy).await;
+            while let Some(kind) = starts.join_next().await {
+                assert_eq!(kind.unwrap(), ErrorKind::Aborted);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), others).await.expect("not held up");
+        mute.end();
+        drop(mute);
+        bed.close().await;
+    });
+}
+
 /// Goal: no descriptor, thread or namespace is lost per sandbox. Method: count before and after.
 #[test]
 fn a_sandbox_costs_one_descriptor_and_gives_it_back() {

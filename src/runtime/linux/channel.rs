@@ -160,6 +160,8 @@ pub(super) struct Process {
     child: Mutex<Option<Child>>,
     /// Whether requests make sense. Never true again once false.
     alive: AtomicBool,
+    /// Whether it was told to clean up and end.
+    hung_up: AtomicBool,
     next_request: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Newborn, Report>>>>,
     /// Children whose remains may go, as soon as the socket takes it.
@@ -186,6 +188,7 @@ impl Process {
             socket: watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(refuse)?,
             child: Mutex::new(Some(child)),
             alive: AtomicBool::new(true),
+            hung_up: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
             waiting: Mutex::default(),
             reaps: Mutex::default(),
@@ -272,8 +275,10 @@ impl Process {
             self.settle(incoming);
         }
         self.waiting.lock().clear();
-        // If it is not dead but mute, it is of no use any more.
-        let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+        if !self.hung_up.load(Ordering::Acquire) {
+            // If it is not dead but mute, it is of no use any more. Told to end, it still has to clean up.
+            let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+        }
         let _ = self.pidfd.readable().await;
         if let Some(mut child) = self.child.lock().take() {
             // An error means that the program has reaped it by itself.
@@ -304,8 +309,10 @@ impl Process {
         }
     }
 
-    /// Tells the zygote that its host is gone.
+    /// Tells the zygote that its host is gone: it ends all sandboxes, and itself.
     pub(super) fn hang_up(&self) {
+        self.hung_up.store(true, Ordering::Release);
+        self.alive.store(false, Ordering::Release);
         let _ = shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,8 +25,9 @@ use crate::spec::{ProcessSpec, RootFs, SandboxSpec};
 pub(super) const IDS: IdMap = IdMap { host_start: 1_000_000, count: 65_536 };
 
 pub(super) struct Rig {
+    // Dropped in this order: the zygotes remove the root.
     pub(super) zygotes: Arc<Zygotes>,
-    pub(super) root: PathBuf,
+    pub(super) root: Root,
 }
 
 /// Where cgroup v2 is mounted.
@@ -58,13 +59,13 @@ impl Rig {
     pub(super) fn new(zygotes: usize) -> Self {
         let (root, groups) = make_root();
         let zygotes = Zygotes::launch(zygotes, groups).unwrap_or_else(|error| panic!("{error}"));
-        Self { zygotes, root }
+        Self { zygotes, root: Root(root) }
     }
 
     /// A new cgroup for a sandbox.
     pub(super) fn group(&self) -> OwnedFd {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let path = self.root.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let path = self.root.0.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).expect("the root is ours");
         open_dir(&path)
     }
@@ -95,24 +96,43 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    /// Ends what is left, and waits until the zygotes have removed everything.
+/// A cgroup root, gone at the end.
+pub(super) struct Root(pub(super) PathBuf);
+
+impl Drop for Root {
+    /// Waits until the zygotes, which have been told to end, have removed everything. What they leave is removed by force, and a
+    /// failure of the test.
     fn drop(&mut self) {
-        for pid in self.zygotes.pids() {
-            let _ = pid;
+        if self.gone_within(Duration::from_secs(5)) {
+            return;
         }
-        let groups = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for group in groups.filter(|group| group.path().is_dir()) {
+        for group in
+            fs::read_dir(&self.0).into_iter().flatten().flatten().filter(|group| group.path().is_dir())
+        {
             let _ = fs::write(group.path().join("cgroup.kill"), "1");
         }
         let late = Instant::now() + Duration::from_secs(5);
-        while self.root.exists() && Instant::now() < late {
-            for group in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+        while self.0.exists() && Instant::now() < late {
+            for group in fs::read_dir(&self.0).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(group.path());
             }
-            let _ = fs::remove_dir(&self.root);
+            let _ = fs::remove_dir(&self.0);
             std::thread::sleep(Duration::from_millis(2));
         }
+        assert!(std::thread::panicking(), "the zygotes have left {}", self.0.display());
+    }
+}
+
+impl Root {
+    pub(super) fn gone_within(&self, limit: Duration) -> bool {
+        let late = Instant::now() + limit;
+        while self.0.exists() {
+            if Instant::now() > late {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
 }
 
@@ -201,9 +221,4 @@ pub(super) async fn run_shell(
     let end = rig.run(spec).await?;
     let output = fs::read(&path).map_err(|error: io::Error| panic!("{error}")).unwrap_or_default();
     Ok((end, String::from_utf8_lossy(&output).into_owned()))
-}
-
-/// Raw number of a descriptor, for reading links of it.
-pub(super) fn number(fd: &OwnedFd) -> i32 {
-    fd.as_raw_fd()
 }

@@ -156,6 +156,8 @@ fn unless_absent(mounted: sys::Outcome) -> Result<bool, sys::Errno> {
 /// Gives up what neither the init nor the main process needs; a child inherits all of it. The filter goes last of what can
 /// be checked here, and allows what is still to be done.
 fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
+    // Before there is a main process: it may run before this one has dropped its own capabilities, and must not reach them.
+    let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
     for capability in 0..CAPABILITIES {
         if plan.has(flag::PROCESS) && plan.fixed.kept_capabilities >> capability & 1 == 1 {
             continue;
@@ -190,9 +192,7 @@ fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
 fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
     if !plan.has(flag::PROCESS) {
         sys::set_capabilities(0, 0).at(Step::InitCapabilities)?;
-        let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
-        report(Report { step: Step::Ready as u32, errno: 0 });
-        let _ = sys::close_from(0);
+        ready();
         return Ok(None);
     }
     let mut process = MainProcess::new(plan);
@@ -201,11 +201,17 @@ fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
         return Err(process.execute());
     }
     let pid = main_process::start(&mut process)?;
-    let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
     sys::set_capabilities(CAP_KILL, 0).at(Step::InitCapabilities)?;
-    report(Report { step: Step::Ready as u32, errno: 0 });
-    let _ = sys::close_from(0);
+    ready();
     Ok(Some(pid))
+}
+
+/// Says that the set-up is done, and holds no descriptor from then on.
+fn ready() {
+    // By range, since that is what the filter of a pause leader allows.
+    let _ = sys::close_range(0, REPORT - 1);
+    report(Report { step: Step::Ready as u32, errno: 0 });
+    let _ = sys::close_from(REPORT);
 }
 
 /// The init of a sandbox: reaps, passes signals on, and ends with the main process.

@@ -166,7 +166,12 @@ pub(crate) fn close(fd: Fd) {
 
 /// Closes every descriptor from this number on.
 pub(crate) fn close_from(first: Fd) -> Outcome {
-    plain(CLOSE_RANGE, [first as usize, u32::MAX as usize, 0, 0, 0])
+    close_range(first, Fd::MAX)
+}
+
+/// Closes the descriptors of these numbers, both included.
+pub(crate) fn close_range(first: Fd, last: Fd) -> Outcome {
+    plain(CLOSE_RANGE, [first as usize, last as usize, 0, 0, 0])
 }
 
 pub(crate) const O_WRONLY: usize = 1;

@@ -42,6 +42,7 @@ fn build_init() {
         "lto=fat",
         "codegen-units=1",
         "strip=symbols",
+        "force-unwind-tables=no",
         "link-self-contained=no",
         "link-arg=-nostartfiles",
         "link-arg=-nostdlib",

@@ -78,9 +78,22 @@ fn unwritable(error: &io::Error) -> Error {
     )
 }
 
+/// A zygote that is not ready yet; without children of its own, it is killed and reaped if it is given up.
+struct Unready(Option<Child>);
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// A zygote that has been started and is setting itself up.
 pub(super) struct Launching {
-    child: Child,
+    child: Unready,
+    pid: u32,
     pidfd: OwnedFd,
     socket: OwnedFd,
 }
@@ -110,9 +123,10 @@ impl Launching {
             .stderr(Stdio::null())
             .spawn()
             .map_err(refuse)?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let this = Self { pidfd: pidfd.map_err(|errno| refuse(errno.into()))?, child, socket };
+        let (pid, child) = (child.id(), Unready(Some(child)));
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pidfd = number.ok_or(Errno::SRCH).and_then(|number| pidfd_open(number, PidfdFlags::empty()));
+        let this = Self { child, pid, pidfd: pidfd.map_err(|errno| refuse(errno.into()))?, socket };
         let proc = File::open("/proc").map_err(refuse)?;
         let fds = [proc.as_fd(), groups.root.as_fd(), groups.leaf.as_fd(), groups.parent.as_fd()];
         send(this.socket.as_fd(), Kind::SetUp, 0, &[], &fds).map_err(|errno| refuse(errno.into()))?;
@@ -120,17 +134,9 @@ impl Launching {
     }
 
     /// Waits until it is ready, for some milliseconds. Blocks.
-    pub(super) fn finish(mut self, id: ZygoteId) -> Result<Arc<Process>, Error> {
-        let ready = self.wait_ready();
-        match ready {
-            Ok(()) => Process::new(id, self),
-            Err(error) => {
-                // What has failed to set itself up is of no use, and has no children.
-                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-                let _ = self.child.wait();
-                Err(error)
-            }
-        }
+    pub(super) fn finish(self, id: ZygoteId) -> Result<Arc<Process>, Error> {
+        self.wait_ready()?;
+        Process::new(id, self)
     }
 
     fn wait_ready(&self) -> Result<(), Error> {
@@ -173,20 +179,21 @@ pub(super) struct Process {
 
 impl Process {
     fn new(id: ZygoteId, launched: Launching) -> Result<Arc<Self>, Error> {
-        let Launching { child, pidfd, socket } = launched;
-        let pid = child.id();
+        let Launching { mut child, pid, pidfd, socket } = launched;
         let refuse = |error: io::Error| {
             Error::new(ErrorKind::FailedPrecondition, "start a zygote", "its socket cannot be watched")
                 .caused_by(error)
         };
         // Of this end only: a zygote has nothing to do but wait.
         fcntl_setfl(&socket, OFlags::NONBLOCK).map_err(|errno| refuse(errno.into()))?;
+        let pidfd = watched(pidfd, Interest::READABLE).map_err(refuse)?;
+        let socket = watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(refuse)?;
         Ok(Arc::new(Self {
             id,
             pid,
-            pidfd: watched(pidfd, Interest::READABLE).map_err(refuse)?,
-            socket: watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(refuse)?,
-            child: Mutex::new(Some(child)),
+            pidfd,
+            socket,
+            child: Mutex::new(child.0.take()),
             alive: AtomicBool::new(true),
             hung_up: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
@@ -206,7 +213,7 @@ impl Process {
         self.waiting.lock().len()
     }
 
-    /// Asks for a child. The outer error says that the zygote is gone, the inner what it could not do.
+    /// Asks for a child. The outer error says that nobody was asked, the inner what the zygote could not do.
     ///
     /// If the future is dropped, the child that may come of it is ended and reaped.
     pub(super) async fn request(
@@ -214,19 +221,19 @@ impl Process {
         kind: Kind,
         body: &[u8],
         fds: &[BorrowedFd<'_>],
-    ) -> Result<Result<Newborn, Report>, Lost> {
+    ) -> Result<Result<Newborn, Report>, Unasked> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.waiting.lock().insert(request, sender);
         // Checked after the entry is made: whoever declares the zygote dead clears the entries afterwards.
         if !self.is_alive() {
             self.waiting.lock().remove(&request);
-            return Err(Lost);
+            return Err(Unasked::Lost);
         }
         let unsent = Waiting { process: self, request };
         let send = |socket: &OwnedFd| Ok(send(socket.as_fd(), kind, request, body, fds)?);
-        self.socket.async_io(Interest::WRITABLE, send).await.map_err(|_| Lost)?;
-        let answer = receiver.await.map_err(|_| Lost);
+        self.socket.async_io(Interest::WRITABLE, send).await.map_err(Unasked::of)?;
+        let answer = receiver.await.map_err(|_| Unasked::Lost);
         drop(unsent);
         answer
     }
@@ -330,9 +337,25 @@ impl Drop for Process {
     }
 }
 
-/// The zygote is gone.
+/// Why there is no answer.
 #[derive(Debug)]
-pub(super) struct Lost;
+pub(super) enum Unasked {
+    /// The zygote is gone.
+    Lost,
+    /// The kernel does not carry the request.
+    Refused(io::Error),
+}
+
+impl Unasked {
+    fn of(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {
+                Self::Lost
+            }
+            _ => Self::Refused(error),
+        }
+    }
+}
 
 /// An entry among the waiting, removed when its future is dropped.
 struct Waiting<'a> {

@@ -161,6 +161,7 @@ fn words(step: Step) -> &'static str {
         Step::CgroupNamespace => "a cgroup namespace",
         Step::BecomeRoot => "becoming the sandbox's root",
         Step::HostName => "setting the host name",
+        Step::Keyring => "a session keyring of its own",
         Step::BoundingSet => "dropping capabilities from the bounding set",
         Step::NewPrivileges => "forbidding new privileges",
         Step::Seccomp => "the system call filter",

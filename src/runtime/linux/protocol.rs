@@ -116,6 +116,7 @@ steps! {
     BuilderNetwork, AttachRoot, BindDev, BindProc, MountSys, MountTmp, MountShm, MountPts, FindTarget, AttachMount, MaskSys,
     // A leader.
     Descriptors, Release, CgroupNamespace, BecomeRoot, HostName, MountProc, MaskProc, ReadOnlyProc,
+    Keyring,
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
     NewSession, Rlimit, Groups, Group, User, Capabilities, Directory, Execute,

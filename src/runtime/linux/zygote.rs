@@ -25,7 +25,7 @@ use parking_lot::RwLock;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
-use super::channel::{Launching, Lost, Newborn, Process, init_file};
+use super::channel::{Launching, Newborn, Process, Unasked, init_file};
 use super::failure;
 use super::plan::Plan;
 use super::protocol::{Kind, Reader, Report, Step};
@@ -82,7 +82,7 @@ pub(super) struct Zygotes {
 
 impl Zygotes {
     /// Starts `count` zygotes and waits until they are ready, some ten milliseconds. Must be called inside a tokio runtime,
-    /// which then watches them.
+    /// which then watches them. After an error the groups may be gone: a zygote that was ready has cleaned up.
     ///
     /// # Errors
     /// - [`ErrorKind::PermissionDenied`]: a right is missing.
@@ -135,8 +135,9 @@ impl Zygotes {
         drop(write);
         // The leader has a copy of its mounts, or never will. It ends by itself from here.
         drop(builder);
-        let leader =
-            answer.map_err(|Lost| lost(plan))?.map_err(|report| failure::start_failed(plan, report))?;
+        let leader = answer
+            .map_err(|unasked| not_asked(plan, unasked))?
+            .map_err(|report| failure::start_failed(plan, report))?;
         finish(plan, report, leader).await
     }
 
@@ -219,6 +220,19 @@ fn lost(plan: &Plan) -> Error {
         .retry_after(Duration::from_millis(20))
 }
 
+fn not_asked(plan: &Plan, unasked: Unasked) -> Error {
+    match unasked {
+        Unasked::Lost => lost(plan),
+        Unasked::Refused(error) => {
+            let found = "the request to its zygote was refused";
+            Error::new(ErrorKind::ResourceExhausted, "start", found)
+                .caused_by(error)
+                .remedy("raise net.core.wmem_max, or give this program CAP_NET_ADMIN")
+                .on(&plan.key)
+        }
+    }
+}
+
 fn network<'a>(plan: &Plan, files: &'a Files) -> Result<Option<BorrowedFd<'a>>, Error> {
     match (plan.takes_network, &files.network) {
         (true, Some(network)) => Ok(Some(network.as_fd())),
@@ -249,7 +263,9 @@ async fn build(zygote: &Process, plan: &Plan, body: &[u8], files: &Files) -> Res
     let answer = zygote.request(Kind::Build, body, &fds).await;
     drop(fds);
     drop(write);
-    let builder = answer.map_err(|Lost| lost(plan))?.map_err(|report| failure::start_failed(plan, report))?;
+    let builder = answer
+        .map_err(|unasked| not_asked(plan, unasked))?
+        .map_err(|report| failure::start_failed(plan, report))?;
     match read_report(&report).await {
         Some(report) if report.step == Step::Built as u32 => Ok(builder),
         report => {

@@ -233,6 +233,32 @@ async fn the_largest_arguments_arrive() {
     assert_eq!((end.told, output.as_str()), (Some(4 << 8), "100000 4001\n"));
 }
 
+/// Goal: starts do not get in each other's way. Method: many at once, of both kinds, from two zygotes.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_start_at_once() {
+    let rig = Arc::new(Rig::new(2));
+    let starts: Vec<_> = (0..120_u32)
+        .map(|number| {
+            let rig = Arc::clone(&rig);
+            let spec =
+                if number % 3 == 0 { shell(&format!("exit {number}")) } else { SandboxSpec::default() };
+            tokio::spawn(async move {
+                let spawned = ok(rig.spawn(spec).await);
+                if number % 3 != 0 {
+                    pidfd_send_signal(&spawned.pidfd, Signal::TERM).unwrap();
+                }
+                (number, rig.end_of(spawned).await)
+            })
+        })
+        .collect();
+    for start in starts {
+        let (number, end) = start.await.unwrap();
+        let status = if number % 3 == 0 { number << 8 } else { 0 };
+        assert_eq!(end.own, status, "start {number}");
+    }
+    nothing_is_left(&rig).await;
+}
+
 /// Goal: losing a zygote costs a restart of it and nothing else. Method: kill it under a running sandbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_zygote_is_replaced_and_its_sandboxes_live_on() {

@@ -173,7 +173,7 @@ fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
     }
     let filter = plan.filter.bytes();
     if filter.is_empty() {
-        return Ok(());
+        return own_keyring();
     }
     #[repr(C)]
     struct Program {
@@ -186,6 +186,16 @@ fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
     unsafe { sys::call(sys::SECCOMP, [SET_MODE_FILTER, 0, &raw const program as usize, 0, 0]) }
         .at(Step::Seccomp)?;
     Ok(())
+}
+
+/// Leaves the keyring that all sandboxes of a zygote have in common. With the filter, no call reaches it.
+fn own_keyring() -> Result<(), Failure> {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    match sys::plain(sys::KEYCTL, [JOIN_SESSION_KEYRING, 0, 0, 0, 0]) {
+        // A kernel without keyrings.
+        Ok(_) | Err(sys::ENOSYS) => Ok(()),
+        Err(errno) => Err((Step::Keyring, errno)),
+    }
 }
 
 /// Starts the main process, if there is one, and says who it is.

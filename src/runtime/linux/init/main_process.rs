@@ -139,7 +139,7 @@ pub(crate) fn start(process: &mut MainProcess<'_>) -> Result<u32, Failure> {
     // SAFETY: the stack is used once in a process's life, by this child. `run_main` gets what it expects. The caller's frame
     // stays where it is until the child has executed or ended.
     let pid = unsafe {
-        let top = (&raw mut STACK).cast::<u8>().add(size_of::<Stack>());
+        let top = (&raw mut STACK.0).cast::<u8>().add(size_of::<Stack>());
         sys::vfork_on(top, run_main, process.cast::<u8>().cast_const())
     }
     .at(Step::Fork)?;

@@ -88,8 +88,7 @@ fn inode(fd: Fd, path: &CStr) -> Result<u64, Errno> {
     let arguments = [fd as usize, path.as_ptr() as usize, stat.as_mut_ptr() as usize, EMPTY_PATH, 0];
     // SAFETY: a NUL-terminated string, and room for the 144 bytes of a struct stat.
     unsafe { sys::call(sys::NEWFSTATAT, arguments) }?;
-    // SAFETY: the kernel wrote it behind the compiler's back.
-    Ok(unsafe { (&raw const stat[1]).read_volatile() })
+    Ok(stat[1])
 }
 
 /// Calls `each` with the name and inode of every directory in a directory, but `.` and `..`.

@@ -17,7 +17,7 @@ calls! {
     READ = 0, WRITE = 1, CLOSE = 3, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, MADVISE = 28, PAUSE = 34,
     NANOSLEEP = 35, SENDMSG = 46, RECVMSG = 47, CLONE = 56, EXECVE = 59, WAIT4 = 61, KILL = 62, CHDIR = 80,
     FCHDIR = 81, UMASK = 95, SETSID = 112, SETGROUPS = 116, SETRESUID = 117, SETRESGID = 119, CAPSET = 126,
-    RT_SIGTIMEDWAIT = 128, PIVOT_ROOT = 155, PRCTL = 157, MOUNT = 165, UMOUNT2 = 166, SETHOSTNAME = 170,
+    RT_SIGTIMEDWAIT = 128, PIVOT_ROOT = 155, PRCTL = 157, CHROOT = 161, MOUNT = 165, UMOUNT2 = 166, SETHOSTNAME = 170,
     GETDENTS64 = 217, EXIT_GROUP = 231, OPENAT = 257, MKDIRAT = 258, NEWFSTATAT = 262, UNLINKAT = 263, SYMLINKAT = 266,
     UNSHARE = 272, DUP3 = 292, PIPE2 = 293, PRLIMIT64 = 302, SETNS = 308, SECCOMP = 317, OPEN_TREE = 428, MOVE_MOUNT = 429,
     CLONE3 = 435, CLOSE_RANGE = 436, OPENAT2 = 437, KEYCTL = 250,
@@ -121,7 +121,7 @@ pub(crate) unsafe fn vfork_on(
     outcome(unsafe { clone_on_stack(CLONE_VM | CLONE_VFORK | SIGCHLD as usize, stack, run, argument) })
 }
 
-/// One system call.
+/// One system call. For the compiler it may write to whatever an address was taken of, so results are read as they are.
 ///
 /// # Safety
 /// The arguments that are addresses point to memory of the size and kind that this call reads or writes.
@@ -155,6 +155,7 @@ pub(crate) const EACCES: Errno = 13;
 pub(crate) const ENOTDIR: Errno = 20;
 pub(crate) const EINVAL: Errno = 22;
 pub(crate) const ENAMETOOLONG: Errno = 36;
+pub(crate) const ENOSYS: Errno = 38;
 
 pub(crate) const SIGKILL: u32 = 9;
 pub(crate) const SIGCHLD: u32 = 17;
@@ -240,6 +241,7 @@ pub(crate) mod ms {
     pub(crate) const NOEXEC: usize = 8;
     pub(crate) const REMOUNT: usize = 32;
     pub(crate) const BIND: usize = 4096;
+    pub(crate) const MOVE: usize = 8192;
     pub(crate) const REC: usize = 16384;
     pub(crate) const PRIVATE: usize = 1 << 18;
 }
@@ -261,6 +263,12 @@ pub(crate) fn pivot_to_working_dir() -> Outcome {
         call(UMOUNT2, [here, MNT_DETACH, 0, 0, 0])?;
     }
     change_dir(c"/")
+}
+
+/// Makes the working directory the root of this process.
+pub(crate) fn change_root_here() -> Outcome {
+    // SAFETY: a NUL-terminated string.
+    unsafe { call(CHROOT, [c".".as_ptr() as usize, 0, 0, 0, 0]) }
 }
 
 pub(crate) const OPEN_TREE_CLONE: usize = 1;
@@ -349,8 +357,6 @@ pub(crate) fn clone3(namespaces: u64, group: Option<Fd>) -> Result<Option<(u32, 
     // SAFETY: a structure of the given size; the pidfd is written to a place that outlives the call. The child has a copy of
     // all memory, this stack included, so that both may go on.
     let pid = unsafe { call(CLONE3, [&raw const arguments as usize, size_of::<CloneArguments>(), 0, 0, 0]) }?;
-    // SAFETY: the kernel wrote it behind the compiler's back.
-    let pidfd = unsafe { (&raw const pidfd).read_volatile() };
     Ok(if pid == 0 { None } else { Some((pid as u32, pidfd)) })
 }
 
@@ -371,8 +377,7 @@ pub(crate) fn wait(pid: i32, no_hang: bool) -> Result<(u32, u32), Errno> {
     let arguments = [pid as usize, &raw mut status as usize, usize::from(no_hang), 0, 0];
     // SAFETY: the status is written to a place that outlives the call; no resource usage is asked for.
     let who = unsafe { call(WAIT4, arguments) }?;
-    // SAFETY: the kernel wrote it behind the compiler's back.
-    Ok((who as u32, unsafe { (&raw const status).read_volatile() }))
+    Ok((who as u32, status))
 }
 
 pub(crate) fn sleep_milliseconds(milliseconds: u64) {

@@ -51,10 +51,22 @@ pub(crate) fn build() -> Result<(), Failure> {
         bind_device(device, path).at(Step::Devices)?;
     }
     mount_dead_proc()?;
-    sys::pivot_to_working_dir().at(Step::Pivot)?;
+    match sys::pivot_to_working_dir() {
+        // The host's root is the initial ramfs, or no mount at all. Then the tree goes on top of it, which from below a lesser
+        // user namespace cannot be lifted either.
+        Err(sys::EINVAL) => cover_root(),
+        other => other,
+    }
+    .at(Step::Pivot)?;
     let sealed = ms::REMOUNT | ms::BIND | ms::RDONLY | ms::NOSUID | ms::NODEV;
     sys::mount(c"", c"/", c"", sealed, c"").at(Step::Template)?;
     Ok(())
+}
+
+fn cover_root() -> sys::Outcome {
+    sys::mount(c".", c"/", c"", ms::MOVE, c"")?;
+    sys::change_root_here()?;
+    sys::change_dir(c"/")
 }
 
 /// Shows a device of the host. Read-only concerns its inode: it can be written to, but not given away or made executable.

@@ -358,9 +358,6 @@ fn receive(buffer: &mut [u8]) -> Result<(usize, Received), Errno> {
     let length = unsafe {
         sys::call(sys::RECVMSG, [CONTROL as usize, &raw mut message as usize, CLOSE_ON_EXEC, 0, 0])
     }?;
-    // SAFETY: the kernel filled in both behind the compiler's back.
-    let (message, control) =
-        unsafe { ((&raw const message).read_volatile(), (&raw const control).read_volatile()) };
     let has_fds =
         message.control_length >= CONTROL_HEADER && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
     let count = if has_fds { control.length.saturating_sub(CONTROL_HEADER) / size_of::<Fd>() } else { 0 };

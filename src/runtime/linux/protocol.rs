@@ -3,7 +3,7 @@
 //! Every message is one packet of a SOCK_SEQPACKET pair: a [`Header`], a body, and descriptors beside it.
 //!
 //! ```text
-//! host → zygote   SetUp   nothing                fds: /proc, root cgroup, leaf cgroup, the root's parent cgroup
+//! host → zygote   SetUp   nothing                fds: /proc, root cgroup, leaf cgroup, a cgroup to end in
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
 //!                 Spawn   Fixed + its lists      fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …

@@ -55,6 +55,17 @@ pub(super) fn make_root() -> (PathBuf, Groups) {
     (root, groups)
 }
 
+/// A network namespace of nobody's, its loopback down.
+#[allow(unsafe_code)]
+pub(super) fn new_network() -> OwnedFd {
+    let make = || {
+        // SAFETY: CLONE_NEWNET concerns this thread's network and nothing else.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "tests run as root");
+        File::open("/proc/thread-self/ns/net").expect("proc is mounted").into()
+    };
+    std::thread::spawn(make).join().expect("it does not panic")
+}
+
 impl Rig {
     pub(super) fn new(zygotes: usize) -> Self {
         let (root, groups) = make_root();

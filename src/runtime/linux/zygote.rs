@@ -47,7 +47,9 @@ pub(super) struct Groups {
     pub(super) root: OwnedFd,
     /// The group in it where the zygotes are.
     pub(super) leaf: OwnedFd,
-    /// The root's own parent, where the zygotes go when all is over.
+    /// Where the zygotes go when all is over, so that leaf and root can be removed: the root's own parent, or any other that
+    /// may hold processes. Where controllers are enabled below the parent, as on pure cgroup v2, it may not; the group that
+    /// this program is in always may.
     pub(super) parent: OwnedFd,
 }
 

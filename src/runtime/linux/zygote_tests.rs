@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::super::plan::PlanNetwork;
-use super::super::rig::{End, Rig, Scratch, plan, plan_with, run_shell, shell};
+use super::super::rig::{
+    End, Rig, Root, Scratch, cgroup_mount, make_root, new_network, open_dir, plan, plan_with, run_shell,
+    shell,
+};
 use super::*;
 use crate::spec::{Mount, ProcessSpec, Resource, Rlimit, RootFs, SandboxSpec, Users};
 
@@ -316,7 +318,7 @@ fn no_process_and_no_cgroup_outlives_a_killed_host() {
     let line =
         lines.find_map(|line| line.strip_prefix("host ").map(str::to_owned)).expect("it tells what it made");
     let (root, pids) = line.split_once(' ').unwrap();
-    let root = super::super::rig::Root(root.into());
+    let root = Root(root.into());
     assert!(root.0.exists());
     let pids: Vec<u32> = pids.trim_matches(['[', ']']).split(", ").map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 6);
@@ -334,6 +336,33 @@ fn no_process_and_no_cgroup_outlives_a_killed_host() {
         let limit = rustix::event::Timespec { tv_sec: 3, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut ended, Some(&limit)).unwrap(), 1, "process {pid} is left");
     }
+}
+
+/// Goal: where the root's parent may hold no process, the zygotes end in another group and still remove all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_keeper_removes_its_groups_wherever_its_zygotes_end() {
+    let (outer, _) = make_root();
+    fs::remove_dir(outer.join("zygotes")).unwrap();
+    let root = outer.join("keeper");
+    fs::create_dir_all(root.join("zygotes")).unwrap();
+    let groups = Groups {
+        root: open_dir(&root),
+        leaf: open_dir(&root.join("zygotes")),
+        parent: open_dir(&cgroup_mount()),
+    };
+    let zygotes = ok(Zygotes::launch(2, groups));
+    let group = root.join("box");
+    fs::create_dir(&group).unwrap();
+    let files = Files { group: open_dir(&group), network: None };
+    let spawned = ok(zygotes.spawn(&ok(plan(SandboxSpec::default())), files).await);
+    drop(zygotes);
+    let mut ended = [rustix::event::PollFd::new(&spawned.pidfd, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 3, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut ended, Some(&limit)).unwrap(), 1, "the sandbox is left");
+    let gone = Root(root).gone_within(Duration::from_secs(3));
+    let removed = fs::remove_dir(&outer);
+    assert!(gone, "the root is left");
+    removed.unwrap();
 }
 
 /// Goal: starts in flight at a zygote that dies are told so, and at once.
@@ -442,16 +471,6 @@ async fn every_kind_of_network_is_entered_and_left() {
         }
     }
     assert!(seen.len() >= 4, "{seen:?}");
-}
-
-/// A network namespace of nobody's.
-fn new_network() -> OwnedFd {
-    std::thread::spawn(|| {
-        rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
-        fs::File::open("/proc/thread-self/ns/net").unwrap().into()
-    })
-    .join()
-    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,10 +32,12 @@ pub(crate) fn clean_up() -> ! {
         }
         sys::sleep_milliseconds(ROUND_MILLISECONDS);
     }
-    // Out of the leaf, so that it can be removed; whoever is last removes it. A parent that may hold no process keeps the leaf.
+    // Out of the leaf, so that it can be removed; whoever is last removes it. If no process may be there, the leaf stays.
     let _ = sys::write_at(PARENT, c"cgroup.procs", b"0");
     remove_by_inode(ROOT, leaf);
-    remove_by_inode(PARENT, inode(ROOT, c"").ok());
+    if let Ok(above) = open_dir(ROOT, c"..") {
+        remove_by_inode(above, inode(ROOT, c"").ok());
+    }
     sys::exit(0)
 }
 

@@ -18,7 +18,7 @@ pub(crate) const NULL: Fd = 1;
 const NULL_AGAIN: Fd = 2;
 /// The host's /proc.
 pub(crate) const PROC: Fd = 3;
-/// The keeper's root cgroup, the zygotes' leaf in it, and the root's parent.
+/// The keeper's root cgroup, the zygotes' leaf in it, and where to go when all is over.
 pub(crate) const ROOT: Fd = 4;
 pub(crate) const LEAF: Fd = 5;
 pub(crate) const PARENT: Fd = 6;

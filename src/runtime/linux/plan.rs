@@ -71,6 +71,7 @@ impl Plan {
         ids: Option<IdMap>,
         network: PlanNetwork,
     ) -> Result<Self, Error> {
+        check_targets(spec)?;
         let trees = open_trees(spec)?;
         let (stdio_flags, stdio) = open_stdio(spec.process.as_ref())?;
         let mut flags = stdio_flags | flags_of(spec, ids, network);
@@ -135,6 +136,24 @@ fn flags_of(spec: &SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> u32
         | set(!isolation.unmasked_paths, flag::MASK)
         | set(isolation.no_init, flag::NO_INIT)
         | set(isolation.allow_new_privileges, flag::NEW_PRIVILEGES)
+}
+
+/// Refuses targets that could not be seen afterwards, or would keep the sandbox's own /proc from being mounted.
+fn check_targets(spec: &SandboxSpec) -> Result<(), Error> {
+    let refuse = |target: &Path, found: &str, remedy: &'static str| {
+        let found = format!("the target of a mount is {target:?}, {found}");
+        Err(Error::new(ErrorKind::InvalidArgument, "start", found).remedy(remedy))
+    };
+    for mount in &spec.mounts {
+        let target: &Path = &mount.target;
+        if target.parent().is_none() {
+            return refuse(target, "the root itself", "name the directory as the root instead");
+        }
+        if target.starts_with("/proc") {
+            return refuse(target, "where the sandbox has its own processes", "choose one outside of /proc");
+        }
+    }
+    Ok(())
 }
 
 /// Detached copies of the mount trees that the spec names: the root's, then one per mount.

@@ -91,6 +91,19 @@ fn the_largest_process_fits_and_more_is_refused() {
 }
 
 #[test]
+fn targets_that_make_no_sense_are_refused() {
+    for (target, with) in
+        [("/", "the root itself"), ("/proc/sys", "its own processes"), ("//proc/./1", "its own processes")]
+    {
+        let mount = crate::spec::Mount { source: "/usr".into(), target: target.into(), writable: false };
+        let spec = SandboxSpec { mounts: vec![mount], ..SandboxSpec::default() };
+        let error = Plan::new(&instance(spec), None, PlanNetwork::Fresh).expect_err(target);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains(with), "{error}");
+    }
+}
+
+#[test]
 fn status_tells_every_isolation_that_is_given_up() {
     let all = isolation_in_force(&SandboxSpec::default(), Some(&IDS));
     let mut given_up = SandboxSpec { process: Some(ProcessSpec::new(["/a"])), ..SandboxSpec::default() };

@@ -75,10 +75,14 @@ impl Rig {
 
     /// A new cgroup for a sandbox.
     pub(super) fn group(&self) -> OwnedFd {
+        open_dir(&self.group_path())
+    }
+
+    pub(super) fn group_path(&self) -> PathBuf {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let path = self.root.0.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).expect("the root is ours");
-        open_dir(&path)
+        path
     }
 
     pub(super) fn files(&self) -> Files {

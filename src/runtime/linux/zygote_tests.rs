@@ -261,6 +261,85 @@ async fn many_start_at_once() {
     nothing_is_left(&rig).await;
 }
 
+/// Goal: a sandbox whose set-up hangs, as on a file system that does not answer, holds up nobody else. Method: it is born into a
+/// frozen group, at the only zygote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_hangs_holds_up_nobody() {
+    let rig = Rig::new(1);
+    for spec in [SandboxSpec::default(), shell("exit 0")] {
+        let path = rig.group_path();
+        fs::write(path.join("cgroup.freeze"), "1").unwrap();
+        let plan = ok(plan(spec));
+        let files = Files { group: open_dir(&path), network: None };
+        let mut hanging = std::pin::pin!(rig.zygotes.spawn(&plan, files));
+        let soon = Duration::from_millis(100);
+        assert!(tokio::time::timeout(soon, &mut hanging).await.is_err(), "a frozen process has run");
+        for _ in 0..3 {
+            assert_eq!(ok(rig.run(shell("exit 3")).await).own, 3 << 8);
+        }
+        assert!(tokio::time::timeout(soon, &mut hanging).await.is_err());
+    }
+    nothing_is_left(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_killed_during_its_set_up_is_told_so() {
+    let rig = Rig::new(1);
+    let path = rig.group_path();
+    fs::write(path.join("cgroup.freeze"), "1").unwrap();
+    let plan = ok(plan(SandboxSpec::default()));
+    let files = Files { group: open_dir(&path), network: None };
+    let mut hanging = std::pin::pin!(rig.zygotes.spawn(&plan, files));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut hanging).await.is_err());
+    fs::write(path.join("cgroup.kill"), "1").unwrap();
+    let outcome = tokio::time::timeout(Duration::from_secs(5), hanging).await.expect("it does not hang");
+    refused(outcome, ErrorKind::Aborted, "it was killed while it was being set up");
+    nothing_is_left(&rig).await;
+}
+
+/// Goal: read-only and without devices means every mount below, too. Method: as the host's root, whom no mode bits stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shown_is_read_only_and_without_devices_all_the_way_down() {
+    let rig = Rig::new(1);
+    // A mount below what is shown.
+    let below = cgroup_mount();
+    let below = below.strip_prefix("/sys/fs").unwrap().display();
+    let script = &format!(
+        "mkdir /mnt/{below}/escaped 2>&1 | grep -o 'Read-only file system'; cat /opt/null 2>&1 | grep -o 'Permission denied'"
+    );
+    let (_, output) = ok(run_shell(&rig, script, |spec| {
+        spec.isolation.users = Users::Host;
+        let mount = |source: &str, target: &str| Mount {
+            source: source.into(),
+            target: target.into(),
+            writable: false,
+        };
+        spec.mounts = vec![mount("/sys/fs", "/mnt"), mount("/dev", "/opt")];
+    })
+    .await);
+    assert_eq!(output, "Read-only file system\nPermission denied\n");
+}
+
+/// Goal: what is given up is given up, and nothing else with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_isolation_can_be_given_up_alone() {
+    let rig = Rig::new(1);
+    let script = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; grep CapBnd /proc/self/status; grep -c ' /proc/' /proc/mounts";
+    let run = |change: fn(&mut SandboxSpec)| run_shell(&rig, script, change);
+    let words = |output: &str| output.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let none = "0000000000000000";
+    let (_, all) = ok(run(|_| {}).await);
+    let masks = words(&all)[6].clone();
+    assert_ne!(masks, "0");
+    assert_eq!(words(&all), ["NoNewPrivs:", "1", "Seccomp:", "2", "CapBnd:", none, &masks]);
+    let (_, output) = ok(run(|spec| spec.isolation.allow_new_privileges = true).await);
+    assert_eq!(words(&output), ["NoNewPrivs:", "0", "Seccomp:", "2", "CapBnd:", none, &masks]);
+    let (_, output) = ok(run(|spec| spec.isolation.no_seccomp = true).await);
+    assert_eq!(words(&output), ["NoNewPrivs:", "1", "Seccomp:", "0", "CapBnd:", none, &masks]);
+    let (_, output) = ok(run(|spec| spec.isolation.unmasked_paths = true).await);
+    assert_eq!(words(&output), ["NoNewPrivs:", "1", "Seccomp:", "2", "CapBnd:", none, "0"]);
+}
+
 /// Goal: losing a zygote costs a restart of it and nothing else. Method: kill it under a running sandbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_zygote_is_replaced_and_its_sandboxes_live_on() {

@@ -1,7 +1,8 @@
 //! One zygote process, and the socket to it.
 //!
-//! Requests are packets, sent without waiting for earlier ones; a reader task joins answers to requests. Whatever arrives
-//! that nobody waits for any more is ended and reaped: a start whose future was dropped leaves nothing behind.
+//! Requests are packets, sent without waiting for earlier ones; a reader task joins answers to requests.
+//! Whatever arrives that nobody waits for any more is ended and reaped: a start whose future was dropped
+//! leaves nothing behind.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -44,7 +45,8 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
 /// Room for several of the largest requests in the socket.
 const SEND_BUFFER: usize = 5 * MAX_MESSAGE;
 
-/// Puts the init into a sealed file in memory, so that nothing lies on disk and nobody can change what zygotes run.
+/// Puts the init into a sealed file in memory, so that nothing lies on disk and nobody can change what
+/// zygotes run.
 pub(super) fn init_file() -> Result<OwnedFd, Error> {
     let refuse = |found: &'static str, errno: Errno| {
         let error = Error::new(ErrorKind::FailedPrecondition, "start a zygote", found)
@@ -99,8 +101,8 @@ pub(super) struct Launching {
 }
 
 impl Launching {
-    /// Starts one. The host is not forked: without hooks the standard library shares memory with the child until it has
-    /// executed, so that the cost does not follow the size of the host.
+    /// Starts one. The host is not forked: without hooks the standard library shares memory with the child
+    /// until it has executed, so that the cost does not follow the size of the host.
     pub(super) fn start(init: &OwnedFd, groups: &Groups) -> Result<Self, Error> {
         let refuse = |error: io::Error| {
             Error::new(ErrorKind::FailedPrecondition, "start a zygote", "it cannot be executed")
@@ -264,12 +266,14 @@ impl Process {
 
     /// Reads answers until the zygote ends, and settles whatever waits for it then.
     pub(super) async fn run(self: &Arc<Self>) {
+        let next = |socket: &OwnedFd| Ok(receive(socket.as_fd())?);
         loop {
             tokio::select! {
                 biased;
-                // Its end is seen by its pidfd: the socket may be held open a little longer by a child that is setting up.
+                // Its end is seen by its pidfd: the socket may be held open a little longer by a child that
+                // is setting up.
                 _ = self.pidfd.readable() => break,
-                received = self.socket.async_io(Interest::READABLE, |socket| Ok(receive(socket.as_fd())?)) => match received {
+                received = self.socket.async_io(Interest::READABLE, next) => match received {
                     Ok(Some(incoming)) => self.settle(incoming),
                     Ok(None) | Err(_) => break,
                 },

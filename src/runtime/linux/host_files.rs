@@ -61,8 +61,8 @@ pub(super) fn open_stdio(path: &Path, output: bool) -> Result<OwnedFd, Error> {
     let refuse = |errno: Errno| refused("a file for standard input or output", path, errno.into());
     let base = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let flags = if output { OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND } else { OFlags::RDONLY };
-    // Not blocking, since a FIFO would wait for its other end. For writing, one without a reader is opened both ways: that
-    // waits for nobody, and whoever opens it later reads what was written.
+    // Not blocking, since a FIFO would wait for its other end. For writing, one without a reader is opened
+    // both ways: that waits for nobody, and whoever opens it later reads what was written.
     let fd = match open(path, base | flags, Mode::from_raw_mode(0o640)) {
         Err(Errno::NXIO) if output => open(path, base | OFlags::RDWR, Mode::empty()),
         other => other,
@@ -92,7 +92,8 @@ mod tests {
     use super::super::rig::Scratch;
     use super::*;
 
-    /// Goal: neither end of a FIFO has to be there. Method: open it for output first, when nobody reads, and read later.
+    /// Goal: neither end of a FIFO has to be there. Method: open it for output first, when nobody reads, and
+    /// read later.
     #[test]
     fn a_fifo_without_its_other_end_does_not_block() {
         let scratch = Scratch::new();

@@ -11,6 +11,8 @@ mod escape_tests;
 mod failure;
 mod host_files;
 mod plan;
+#[cfg(test)]
+mod process_tests;
 mod protocol;
 mod readiness;
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a zygote is told of one sandbox: its spec and what was decided besides, encoded and bounded, with every path of the
-//! host opened as a descriptor.
+//! What a zygote is told of one sandbox: its spec and what was decided besides, encoded and bounded, with
+//! every path of the host opened as a descriptor.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -56,10 +56,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans one start. Opens the root, mounts, and files of standard input and output, which may block for a moment.
+    /// Plans one start. Opens the root, mounts, and files of standard input and output, which may block for a
+    /// moment.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidArgument`]: a path of the host that the spec names is not there, or the plan is too large.
+    /// - [`ErrorKind::InvalidArgument`]: a path of the host that the spec names is not there, or the plan is
+    ///   too large.
     /// - [`ErrorKind::FailedPrecondition`]: the kernel refuses to open one.
     pub(super) fn new(instance: &Instance, ids: Option<IdMap>, network: PlanNetwork) -> Result<Self, Error> {
         Self::of(&instance.key, &instance.spec, ids, network).map_err(|error| error.on(&instance.key))
@@ -106,7 +108,8 @@ impl Plan {
     }
 }
 
-/// The filter of a sandbox's processes. A pause leader runs nothing but our own init, and is held to what that needs.
+/// The filter of a sandbox's processes. A pause leader runs nothing but our own init, and is held to what
+/// that needs.
 fn filter_of(spec: &SandboxSpec) -> Arc<[Instruction]> {
     match &spec.process {
         _ if spec.isolation.no_seccomp => Arc::default(),
@@ -138,7 +141,8 @@ fn flags_of(spec: &SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> u32
         | set(isolation.allow_new_privileges, flag::NEW_PRIVILEGES)
 }
 
-/// Refuses targets that could not be seen afterwards, or would keep the sandbox's own /proc from being mounted.
+/// Refuses targets that could not be seen afterwards, or would keep the sandbox's own /proc from being
+/// mounted.
 fn check_targets(spec: &SandboxSpec) -> Result<(), Error> {
     let refuse = |target: &Path, found: &str, remedy: &'static str| {
         let found = format!("the target of a mount is {target:?}, {found}");
@@ -293,7 +297,8 @@ impl Writer {
 
 /// The isolation that a sandbox of this spec has once it runs, an item each.
 ///
-/// A start either brings all of it or fails: nothing is left out in silence, so this can be told from the spec.
+/// A start either brings all of it or fails: nothing is left out in silence, so this can be told from the
+/// spec.
 pub(super) fn isolation_in_force(spec: &SandboxSpec, ids: Option<&IdMap>) -> Arc<[String]> {
     let isolation = &spec.isolation;
     let mut items: Vec<String> =

@@ -70,7 +70,8 @@ fn without_a_network_a_sandbox_never_shares_the_hosts() {
     assert_eq!(network(|spec| spec.network = Network::New), flag::NET_HOST);
 }
 
-/// Goal: every spec that passes its check fits into a message, or is refused in words. Method: the largest of each part.
+/// Goal: every spec that passes its check fits into a message, or is refused in words. Method: the largest of
+/// each part.
 #[test]
 fn the_largest_process_fits_and_more_is_refused() {
     let mut process = ProcessSpec::new(["/bin/true"]);

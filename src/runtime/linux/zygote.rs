@@ -14,7 +14,8 @@
 //!  ├─────────────────────────────▶│ wait4
 //! ```
 //!
-//! A zygote is single-threaded and waits for no child. One per core is as fast as it gets; the kernel's work is all there is.
+//! A zygote is single-threaded and waits for no child. One per core is as fast as it gets; the kernel's work
+//! is all there is.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -47,9 +48,9 @@ pub(super) struct Groups {
     pub(super) root: OwnedFd,
     /// The group in it where the zygotes are.
     pub(super) leaf: OwnedFd,
-    /// Where the zygotes go when all is over, so that leaf and root can be removed: the root's own parent, or any other that
-    /// may hold processes. Where controllers are enabled below the parent, as on pure cgroup v2, it may not; the group that
-    /// this program is in always may.
+    /// Where the zygotes go when all is over, so that leaf and root can be removed: the root's own parent, or
+    /// any other that may hold processes. Where controllers are enabled below the parent, as on pure cgroup
+    /// v2, it may not; the group that this program is in always may.
     pub(super) parent: OwnedFd,
 }
 
@@ -83,8 +84,9 @@ pub(super) struct Zygotes {
 }
 
 impl Zygotes {
-    /// Starts `count` zygotes and waits until they are ready, some ten milliseconds. Must be called inside a tokio runtime,
-    /// which then watches them. After an error the groups may be gone: a zygote that was ready has cleaned up.
+    /// Starts `count` zygotes and waits until they are ready, some ten milliseconds. Must be called inside a
+    /// tokio runtime, which then watches them. After an error the groups may be gone: a zygote that was ready
+    /// has cleaned up.
     ///
     /// # Errors
     /// - [`ErrorKind::PermissionDenied`]: a right is missing.
@@ -118,8 +120,8 @@ impl Zygotes {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidArgument`]: the program, its working directory or a mount's target is not there.
-    /// - [`ErrorKind::FailedPrecondition`], [`ErrorKind::PermissionDenied`], [`ErrorKind::ResourceExhausted`]: the kernel
-    ///   refuses a step, which the error names. Nothing is left.
+    /// - [`ErrorKind::FailedPrecondition`], [`ErrorKind::PermissionDenied`],
+    ///   [`ErrorKind::ResourceExhausted`]: the kernel refuses a step, which the error names. Nothing is left.
     /// - [`ErrorKind::Unavailable`]: the zygote has ended meanwhile. Another takes its place.
     pub(super) async fn spawn(&self, plan: &Plan, files: Files) -> Result<Spawned, Error> {
         let zygote = self.pick().ok_or_else(|| lost(plan))?;
@@ -143,8 +145,9 @@ impl Zygotes {
         finish(plan, report, leader).await
     }
 
-    /// Lets the remains of an ended leader go: to be called once its pidfd is readable and `/proc/PID/stat` has been read.
-    /// Does not block, and does nothing for a zygote that is gone: its children are reaped by whoever inherited them.
+    /// Lets the remains of an ended leader go: to be called once its pidfd is readable and `/proc/PID/stat`
+    /// has been read. Does not block, and does nothing for a zygote that is gone: its children are reaped by
+    /// whoever inherited them.
     pub(super) fn reap(&self, zygote: ZygoteId, pid: u32) {
         let process =
             self.slots.iter().map(|slot| Arc::clone(&slot.read())).find(|process| process.id == zygote);

@@ -32,7 +32,8 @@ pub(crate) fn clean_up() -> ! {
         }
         sys::sleep_milliseconds(ROUND_MILLISECONDS);
     }
-    // Out of the leaf, so that it can be removed; whoever is last removes it. If no process may be there, the leaf stays.
+    // Out of the leaf, so that it can be removed; whoever is last removes it. If no process may be there, the
+    // leaf stays.
     let _ = sys::write_at(PARENT, c"cgroup.procs", b"0");
     remove_by_inode(ROOT, leaf);
     if let Ok(above) = open_dir(ROOT, c"..") {

@@ -69,8 +69,9 @@ global_asm!(
     "movzbl -1(%rsi), %ecx",
     "sub %ecx, %eax",
     "2: ret",
-    // clone_on_stack(flags, stack top, function, argument): the child calls the function on the stack. r12 and r13 carry what
-    // it needs over the call, since the child's stack is empty; the parent gives them back as it found them.
+    // clone_on_stack(flags, stack top, function, argument): the child calls the function on the stack. r12
+    // and r13 carry what it needs over the call, since the child's stack is empty; the parent gives them back
+    // as it found them.
     ".globl clone_on_stack",
     "clone_on_stack:",
     "push %r12",
@@ -104,12 +105,12 @@ unsafe extern "C" {
     ) -> isize;
 }
 
-/// Clones with `CLONE_VM | CLONE_VFORK`: the child runs `run(argument)` on `stack`, and this returns when it has executed
-/// a program or ended.
+/// Clones with `CLONE_VM | CLONE_VFORK`: the child runs `run(argument)` on `stack`, and this returns when it
+/// has executed a program or ended.
 ///
 /// # Safety
-/// `stack` is the upper end, aligned to 16, of memory that nothing else uses until then. `run` may use what `argument`
-/// points to, and shares all memory with the caller.
+/// `stack` is the upper end, aligned to 16, of memory that nothing else uses until then. `run` may use what
+/// `argument` points to, and shares all memory with the caller.
 pub(crate) unsafe fn vfork_on(
     stack: *mut u8,
     run: extern "C" fn(*const u8) -> !,
@@ -121,7 +122,8 @@ pub(crate) unsafe fn vfork_on(
     outcome(unsafe { clone_on_stack(CLONE_VM | CLONE_VFORK | SIGCHLD as usize, stack, run, argument) })
 }
 
-/// One system call. For the compiler it may write to whatever an address was taken of, so results are read as they are.
+/// One system call. For the compiler it may write to whatever an address was taken of, so results are read as
+/// they are.
 ///
 /// # Safety
 /// The arguments that are addresses point to memory of the size and kind that this call reads or writes.
@@ -129,8 +131,8 @@ pub(crate) unsafe fn vfork_on(
 pub(crate) unsafe fn call(number: usize, arguments: [usize; 5]) -> Outcome {
     let [a, b, c, d, e] = arguments;
     let result: isize;
-    // SAFETY: the kernel's calling convention: it clobbers rcx and r11 and returns in rax; the rest is the caller's promise.
-    // The sixth argument is used by none of our calls, and zero for those that have one.
+    // SAFETY: the kernel's calling convention: it clobbers rcx and r11 and returns in rax; the rest is the
+    // caller's promise. The sixth argument is used by none of our calls, and zero for those that have one.
     unsafe {
         asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
             in("r8") e, in("r9") 0, lateout("rcx") _, lateout("r11") _, options(nostack));
@@ -354,8 +356,8 @@ pub(crate) fn clone3(namespaces: u64, group: Option<Fd>) -> Result<Option<(u32, 
         cgroup: group.unwrap_or(0) as u64,
         ..CloneArguments::default()
     };
-    // SAFETY: a structure of the given size; the pidfd is written to a place that outlives the call. The child has a copy of
-    // all memory, this stack included, so that both may go on.
+    // SAFETY: a structure of the given size; the pidfd is written to a place that outlives the call. The
+    // child has a copy of all memory, this stack included, so that both may go on.
     let pid = unsafe { call(CLONE3, [&raw const arguments as usize, size_of::<CloneArguments>(), 0, 0, 0]) }?;
     Ok(if pid == 0 { None } else { Some((pid as u32, pidfd)) })
 }
@@ -401,8 +403,8 @@ pub(crate) fn wait_signal(mask: u64) -> Result<u32, Errno> {
 
 pub(crate) fn default_action(signal: u32) {
     let action = [0_u64; 4];
-    // SAFETY: a structure of this size to read; the old action is not asked for. It fails for SIGKILL and SIGSTOP only, which
-    // nobody can change.
+    // SAFETY: a structure of this size to read; the old action is not asked for. It fails for SIGKILL and
+    // SIGSTOP only, which nobody can change.
     let _ = unsafe { call(RT_SIGACTION, [signal as usize, action.as_ptr() as usize, 0, 8, 0]) };
 }
 
@@ -422,7 +424,8 @@ pub(crate) fn prctl(option: usize, value: usize, third: usize) -> Outcome {
 
 /// Names this process, in `/proc/PID/comm`.
 pub(crate) fn set_name(name: *const c_char) {
-    // SAFETY: every caller passes a NUL-terminated string, of which at most 16 bytes are read. It cannot fail.
+    // SAFETY: every caller passes a NUL-terminated string, of which at most 16 bytes are read. It cannot
+    // fail.
     let _ = unsafe { call(PRCTL, [pr::SET_NAME, name as usize, 0, 0, 0]) };
 }
 

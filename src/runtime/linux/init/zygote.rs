@@ -9,8 +9,8 @@ use crate::protocol::{
 use crate::sys::{self, Errno, Fd, ns};
 use crate::{At, Failure, builder, leader, orphan, report_of, template};
 
-// Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request lies above
-// them, and a child can put it at its place by number without treading on another.
+// Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request
+// lies above them, and a child can put it at its place by number without treading on another.
 pub(crate) const CONTROL: Fd = 0;
 /// /dev/null, for reading and writing.
 pub(crate) const NULL: Fd = 1;
@@ -105,7 +105,8 @@ fn set_up(message: &[u8], fds: &mut Received) -> Result<(), Failure> {
     sys::write_at(LEAF, c"cgroup.procs", b"0").at(Step::JoinLeaf)?;
     sys::plain(sys::SETSID, [0; 5]).at(Step::Session)?;
     let _ = sys::plain(sys::UMASK, [0o022, 0, 0, 0, 0]);
-    // The session keyring that was inherited may hold the host's keys. Kernels without keyrings have nothing to leave.
+    // The session keyring that was inherited may hold the host's keys. Kernels without keyrings have nothing
+    // to leave.
     let _ = sys::plain(sys::KEYCTL, [1, 0, 0, 0, 0]);
     keep(template::own_namespace(PROC, c"self/ns/net"), HOST_NETWORK).at(Step::OwnNetwork)?;
     sys::unshare(ns::NET).at(Step::OwnNetwork)?;
@@ -191,8 +192,9 @@ fn spawn(body: &[u8], mut fds: Received) -> Result<(u32, Fd), Failure> {
 
 /// Clones a leader from within the namespaces that it is to inherit, and comes back.
 ///
-/// A network namespace from the host's pool belongs to the host's user namespace: a child could not join it from its own.
-/// And mounts become locked by being copied into a lesser user namespace, so a tree must stand before the clone.
+/// A network namespace from the host's pool belongs to the host's user namespace: a child could not join it
+/// from its own. And mounts become locked by being copied into a lesser user namespace, so a tree must stand
+/// before the clone.
 fn spawn_in(
     plan: &Decoded<'_>,
     network: Option<Fd>,
@@ -224,7 +226,8 @@ fn spawn_in(
     }
     let back = enter(network.map(|_| OWN_NETWORK), built.map(|_| OWN_MOUNTS));
     if back.is_err() {
-        // In the wrong namespaces it could only do harm. The host starts another zygote; the sandboxes live on.
+        // In the wrong namespaces it could only do harm. The host starts another zygote; the sandboxes live
+        // on.
         sys::exit(2);
     }
     Ok(made?.unwrap_or((0, -1)))

@@ -86,7 +86,8 @@ mod linux {
     fn keeper(tokio: &Runtime) -> (Keeper, Arc<LinuxRuntime>) {
         tokio.block_on(async {
             let runtime = LinuxRuntime::new(LinuxConfig::default()).expect("root, and cgroup v2");
-            let keeper = Keeper::builder().runtime("linux", Arc::clone(&runtime) as _).build().expect("a keeper");
+            let keeper =
+                Keeper::builder().runtime("linux", Arc::clone(&runtime) as _).build().expect("a keeper");
             (keeper, runtime)
         })
     }

@@ -56,7 +56,8 @@ fn by_handle(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ping");
     let tokio = house::tokio_runtime();
     let keeper = house::running(&tokio, COUNT);
-    let handles: Vec<_> = house::shuffled(COUNT).iter().map(|key| keeper.handle(key).expect("it is there")).collect();
+    let handles: Vec<_> =
+        house::shuffled(COUNT).iter().map(|key| keeper.handle(key).expect("it is there")).collect();
     group.throughput(Throughput::Elements(COUNT as u64));
     group.bench_function("handle", |bencher| {
         bencher.iter(|| {
@@ -99,7 +100,8 @@ fn by_handle(criterion: &mut Criterion) {
                         .collect();
                     barrier.wait();
                     let begun = Instant::now();
-                    let answered: u64 = asking.into_iter().map(|thread| thread.join().expect("no panic")).sum();
+                    let answered: u64 =
+                        asking.into_iter().map(|thread| thread.join().expect("no panic")).sum();
                     assert_eq!(answered, each * threads);
                     begun.elapsed()
                 })

@@ -1,5 +1,5 @@
-//! What a sandbox must not be able to do, and what it must, as one table. This test program runs itself inside of sandboxes, tries
-//! every row, and tells the outcomes.
+//! What a sandbox must not be able to do, and what it must, as one table. This test program runs itself
+//! inside of sandboxes, tries every row, and tells the outcomes.
 
 #![allow(unsafe_code)]
 
@@ -23,7 +23,8 @@ const MASK: &CStr = c"/proc/interrupts";
 /// A system call by number.
 fn call(number: c_long, arguments: [usize; 5]) -> io::Result<usize> {
     let [a, b, c, d, e] = arguments;
-    // SAFETY: every row passes zeros, small numbers, or addresses of what outlives the call, as the call wants them.
+    // SAFETY: every row passes zeros, small numbers, or addresses of what outlives the call, as the call
+    // wants them.
     let result = unsafe { libc::syscall(number, a, b, c, d, e) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
@@ -58,7 +59,8 @@ fn cloned(flags: i32) -> io::Result<()> {
     }
 }
 
-/// What comes of it in user and mount namespaces that a child makes for itself, where it has every capability.
+/// What comes of it in user and mount namespaces that a child makes for itself, where it has every
+/// capability.
 fn in_own_namespaces(attempt: fn() -> io::Result<()>) -> io::Result<()> {
     let errno = |error: io::Error| error.raw_os_error().unwrap_or(EBADF);
     let pid = call(libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0, 0, 0])?;
@@ -106,7 +108,8 @@ fn gain_capabilities() -> io::Result<()> {
     tried(libc::SYS_capset, [header.as_ptr() as usize, sets.as_ptr() as usize, 0, 0, 0])
 }
 
-/// Succeeds if any process outside of this PID namespace is visible: there are init, this process, and nobody else.
+/// Succeeds if any process outside of this PID namespace is visible: there are init, this process, and nobody
+/// else.
 fn see_others() -> io::Result<()> {
     let own = [1, std::process::id()];
     let mut pids =
@@ -269,7 +272,8 @@ const UNNETWORKED: &[Row] = &[
     ("see the host's network", &[EACCES], || holds(fs::read_to_string("/proc/net/dev")?.lines().count() > 3)),
 ];
 
-/// Without the filter: what the kernel's own checks still prevent, in namespaces that a sandbox can make for itself then.
+/// Without the filter: what the kernel's own checks still prevent, in namespaces that a sandbox can make for
+/// itself then.
 #[rustfmt::skip]
 const UNFILTERED: &[Row] = &[
     ("undo a mask in namespaces of its own", &[EINVAL], || {
@@ -382,7 +386,8 @@ async fn without_a_network_there_are_no_sockets_but_pairs() {
     check("unnetworked", |spec| spec.network = Network::None).await;
 }
 
-/// Goal: the filter is not the only wall. Method: without it, with namespaces that the sandbox makes for itself.
+/// Goal: the filter is not the only wall. Method: without it, with namespaces that the sandbox makes for
+/// itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_filter_the_kernels_own_checks_still_hold() {
     check("unfiltered", |spec| spec.isolation.no_seccomp = true).await;

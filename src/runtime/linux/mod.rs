@@ -49,6 +49,8 @@ mod ids;
 mod machine;
 mod netns;
 mod plan;
+#[cfg(test)]
+mod process_tests;
 // Half of it is for the other side, the init, which is built from the same file.
 #[allow(dead_code)]
 mod protocol;

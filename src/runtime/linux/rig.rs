@@ -15,7 +15,7 @@ use super::plan::{IdMap, Plan, PlanNetwork};
 use super::protocol::wait_status_of_name;
 use super::readiness::watched;
 use super::zygote::{Files, Groups, Spawned, Zygotes};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::model::{Exit, Life};
 use crate::runtime::{Instance, Observer};
@@ -55,6 +55,17 @@ pub(super) fn make_root() -> (PathBuf, Groups) {
     (root, groups)
 }
 
+/// A network namespace of nobody's, its loopback down.
+#[allow(unsafe_code)]
+pub(super) fn new_network() -> OwnedFd {
+    let make = || {
+        // SAFETY: CLONE_NEWNET concerns this thread's network and nothing else.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "tests run as root");
+        File::open("/proc/thread-self/ns/net").expect("proc is mounted").into()
+    };
+    std::thread::spawn(make).join().expect("it does not panic")
+}
+
 impl Rig {
     pub(super) fn new(zygotes: usize) -> Self {
         let (root, groups) = make_root();
@@ -64,10 +75,14 @@ impl Rig {
 
     /// A new cgroup for a sandbox.
     pub(super) fn group(&self) -> OwnedFd {
+        open_dir(&self.group_path())
+    }
+
+    pub(super) fn group_path(&self) -> PathBuf {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let path = self.root.0.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).expect("the root is ours");
-        open_dir(&path)
+        path
     }
 
     pub(super) fn files(&self) -> Files {
@@ -100,8 +115,8 @@ impl Rig {
 pub(super) struct Root(pub(super) PathBuf);
 
 impl Drop for Root {
-    /// Waits until the zygotes, which have been told to end, have removed everything. What they leave is removed by force, and a
-    /// failure of the test.
+    /// Waits until the zygotes, which have been told to end, have removed everything. What they leave is
+    /// removed by force, and a failure of the test.
     fn drop(&mut self) {
         if self.gone_within(Duration::from_secs(5)) {
             return;
@@ -221,4 +236,35 @@ pub(super) async fn run_shell(
     let end = rig.run(spec).await?;
     let output = fs::read(&path).map_err(|error: io::Error| panic!("{error}")).unwrap_or_default();
     Ok((end, String::from_utf8_lossy(&output).into_owned()))
+}
+
+#[track_caller]
+pub(super) fn ok<T>(result: Result<T, Error>) -> T {
+    result.unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+#[track_caller]
+pub(super) fn refused<T>(result: Result<T, Error>, kind: ErrorKind, with: &str) {
+    let error = result.err().expect("it cannot start");
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(with), "{error} does not say {with:?}");
+}
+
+/// Waits until no zygote has a child, dead or alive.
+pub(super) async fn nothing_is_left(rig: &Rig) {
+    let children = || rig.zygotes.pids().iter().map(|pid| children_of(*pid)).collect::<String>();
+    until("no child is left", || children().is_empty()).await;
+}
+
+/// Waits until it holds, or fails saying that it does not.
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let late = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < late, "after 10 s it does not hold that {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(super) fn children_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
 }

@@ -25,8 +25,8 @@ use rustix::net::{
     sockopt,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{Interest, Ready};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
@@ -267,6 +267,8 @@ impl Process {
     /// Reads answers until the zygote ends, and settles whatever waits for it then.
     pub(super) async fn run(self: &Arc<Self>) {
         let next = |socket: &OwnedFd| Ok(receive(socket.as_fd())?);
+        // Beside the reading, never instead of it: a zygote whose answers are not read stops reading itself.
+        let mut flushing = std::pin::pin!(self.flush_reaps());
         loop {
             tokio::select! {
                 biased;
@@ -277,7 +279,7 @@ impl Process {
                     Ok(Some(incoming)) => self.settle(incoming),
                     Ok(None) | Err(_) => break,
                 },
-                () = self.reaps_left.notified() => self.flush_reaps().await,
+                () = &mut flushing => {}
             }
         }
         self.alive.store(false, Ordering::Release);
@@ -297,12 +299,13 @@ impl Process {
         }
     }
 
+    /// Sends what could not be sent at once, whenever there is any. Never returns.
     async fn flush_reaps(&self) {
-        while self.send_reaps().is_err() {
-            match self.socket.ready(Interest::WRITABLE).await {
-                Ok(mut guard) if self.send_reaps().is_err() => guard.clear_ready_matching(Ready::WRITABLE),
-                _ => return,
-            }
+        loop {
+            self.reaps_left.notified().await;
+            let send = |_: &OwnedFd| Ok(self.send_reaps()?);
+            // The only error left is that the socket is lost; then `run` ends this.
+            let _ = self.socket.async_io(Interest::WRITABLE, send).await;
         }
     }
 

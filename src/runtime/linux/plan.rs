@@ -96,12 +96,13 @@ impl Plan {
         })
     }
 
-    /// Whether another process has to make the mount tree first.
+    /// The trees, in the order of a Build.
     pub(super) fn trees(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         self.trees.iter().map(AsFd::as_fd)
     }
 
+    /// The files of standard input and output, in the order of a Spawn.
     pub(super) fn stdio(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         self.stdio.iter().map(AsFd::as_fd)

@@ -1,5 +1,6 @@
 //! Groups: what is claimed is fresh, what is not ours is left alone, and at the end nothing is left.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -264,6 +265,62 @@ fn what_an_earlier_backend_left_is_cleared_by_the_next() {
         left.wait().unwrap();
         bed.close().await;
     });
+}
+
+/// Goal: a host that is killed leaves nothing, and the next of its name can begin at once. Method: this executable runs
+/// itself as the host, with sandboxes, and kills that.
+#[test]
+fn a_killed_host_leaves_nothing_to_the_next_of_its_name() {
+    const NAME: &str = "SANDKEEPER_HOST_NAME";
+    let config = |name: &str| LinuxConfig { name: Some(name.to_owned()), ..LinuxConfig::default() };
+    if let Ok(name) = std::env::var(NAME) {
+        return block_on(async {
+            let bed = Bed::with(config(&name));
+            for i in 0..5 {
+                let pid = bed.run(&bed.instance(&format!("x-{i}"), sleeper())).await.pid;
+                eprintln!("sandbox {pid}");
+            }
+            eprintln!("directory {}", bed.directory.display());
+            std::future::pending::<()>().await;
+        });
+    }
+    for round in 0..size(2, 10) {
+        let name = format!("host {} {round}", std::process::id());
+        let mut host = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "leftovers::a_killed_host_leaves_nothing_to_the_next_of_its_name",
+                "--exact",
+                "--nocapture",
+            ])
+            .env(NAME, &name)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pids: Vec<u32> = Vec::new();
+        for line in BufReader::new(host.stderr.take().unwrap()).lines().map(Result::unwrap) {
+            if let Some(pid) = line.strip_prefix("sandbox ") {
+                pids.push(pid.parse().unwrap());
+            } else if let Some(directory) = line.strip_prefix("directory ") {
+                std::fs::remove_dir_all(directory).unwrap();
+                break;
+            }
+        }
+        assert_eq!(pids.len(), 5);
+        host.kill().unwrap();
+        host.wait().unwrap();
+        block_on(async {
+            let bed = Bed::with(config(&name));
+            let instance = bed.instance("x-0", sleeper());
+            bed.run(&instance).await;
+            // Its zygotes reap them, or whoever inherits them does.
+            for pid in pids {
+                eventually("the sandbox is gone", Duration::from_secs(5), || !process_exists(pid));
+            }
+            bed.delete(&instance).await;
+            bed.close().await;
+        });
+    }
 }
 
 /// Goal: no limit is faked. Method: ask for each that this machine cannot enforce.

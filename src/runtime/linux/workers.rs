@@ -18,6 +18,15 @@ type Job = Box<dyn FnOnce() + Send>;
 /// How long a thread that was made on demand waits for more to do.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Lets the calling thread rest. Only for a thread of ours, and for what is said to block.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "never on a thread of the async runtime, or documented to block it"
+)]
+pub(super) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Some threads and one queue. The threads end when this is dropped, after the jobs in the queue.
 pub(super) struct Workers {
     queue: Arc<Queue>,

@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_panicking_job_is_an_error_and_the_thread_goes_on() {
         let workers = Workers::start(1).unwrap();
-        let error = workers.run::<()>(|| panic!("on purpose")).await.unwrap_err();
+        let error = workers.run(|| -> () { panic!("on purpose") }).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert_eq!(workers.run(|| 7).await.unwrap(), 7);
     }
@@ -166,9 +166,7 @@ mod tests {
                 let mut count = at_once.lock();
                 count.0 += 1;
                 count.1 = count.1.max(count.0);
-                parking_lot::MutexGuard::unlocked(&mut count, || {
-                    std::thread::sleep(Duration::from_millis(5))
-                });
+                parking_lot::MutexGuard::unlocked(&mut count, || pause(Duration::from_millis(5)));
                 count.0 -= 1;
                 i
             })

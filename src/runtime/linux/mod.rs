@@ -269,7 +269,7 @@ impl Inner {
             if all_told && !matches!(left, Ok(1..)) {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            workers::pause(Duration::from_millis(1));
         }
         self.exits.stop();
         if let Some(thread) = self.exit_thread.lock().take()

@@ -400,6 +400,11 @@ impl Runtime for LinuxRuntime {
         Ok(Report { alive, frozen, extra: None })
     }
 
+    async fn holdup(&self, instance: &Arc<Instance>) -> Option<String> {
+        let processes = self.processes(instance);
+        (!processes.is_empty()).then(|| format!("these processes of it are left: {}", processes.join(", ")))
+    }
+
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {
         let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(Reality::Absent) };
         Ok(match sandbox.state().stage {

@@ -4,11 +4,13 @@
 //! does is a file of its own.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 mod agent;
 mod deaths;
@@ -25,6 +27,9 @@ use report::Report;
 
 /// Whatever ends the day early.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// How the program ends after Ctrl-C or SIGTERM.
+const INTERRUPTED: u8 = 130;
 
 /// Starts real sandboxes on this machine, looks after them for a moment, and shuts them down again.
 ///
@@ -70,45 +75,35 @@ async fn main() -> ExitCode {
 
 /// Opens the agent, lives its day or as much of it as there is time for, and closes it in any case.
 async fn run(options: &Options) -> Result<ExitCode, Failure> {
-    let mut interrupts = Interrupts::listen()?;
+    let signals = Signals::listen()?;
     let mut agent = Agent::open(options.concurrency())?;
+    let mut interrupted = signals.obey(agent.output_directory());
     let mut report = Report::new(options.sandboxes, options.concurrency());
     let day = tokio::select! {
-        day = day(options, &mut agent, &mut report) => Some(day),
-        () = interrupts.next() => None,
+        day = day(options, &mut agent, &mut report) => day,
+        _ = interrupted.wait_for(|interrupted| *interrupted) => Ok(()),
     };
-    if day.is_none() {
-        eprintln!("interrupted: shutting everything down; once more to end at once");
-    }
-    let output = agent.output_directory();
-    tokio::spawn(async move {
-        interrupts.next().await;
-        // The zygotes notice that their agent is gone, and end what it ran.
-        drop(std::fs::remove_dir_all(output));
-        std::process::exit(130);
-    });
     let closed = agent.close().await;
     for left in &closed.left {
         eprintln!("left behind: {left}");
     }
-    report.shutdown(closed.sandboxes, closed.took, closed.left.len());
-    match day {
-        None => {
-            let left = if closed.left.is_empty() { "nothing is left" } else { "not everything is gone" };
-            eprintln!("interrupted: {} sandboxes were shut down; {left}", closed.sandboxes);
-            return Ok(ExitCode::from(130));
-        }
-        Some(day) => day?,
+    if *interrupted.borrow() {
+        let left = if closed.left.is_empty() { "nothing is left" } else { "not everything is gone" };
+        eprintln!("interrupted: {} sandboxes were shut down; {left}", closed.sandboxes);
+        return Ok(ExitCode::from(INTERRUPTED));
     }
+    day?;
+    report.shutdown(closed.sandboxes, closed.took, closed.left.len());
     if options.json {
         println!("{}", report.json());
     } else {
         println!("\n{report}");
     }
-    for fault in report.faults() {
+    let faults = report.faults();
+    for fault in &faults {
         eprintln!("node_agent: {fault}");
     }
-    Ok(if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What an agent does from morning to evening; closing comes after it, whatever it came to.
@@ -138,9 +133,9 @@ async fn day(options: &Options, agent: &mut Agent, report: &mut Report) -> Resul
 }
 
 /// Ctrl-C and SIGTERM. Heard from the moment of listening, so that none is lost.
-struct Interrupts(Signal, Signal);
+struct Signals(Signal, Signal);
 
-impl Interrupts {
+impl Signals {
     fn listen() -> std::io::Result<Self> {
         Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
     }
@@ -150,6 +145,21 @@ impl Interrupts {
             _ = self.0.recv() => {}
             _ = self.1.recv() => {}
         }
+    }
+
+    /// Tells of the first one; at the second, removes `output` and ends the program.
+    fn obey(mut self, output: PathBuf) -> watch::Receiver<bool> {
+        let (tell, interrupted) = watch::channel(false);
+        tokio::spawn(async move {
+            self.next().await;
+            eprintln!("interrupted: shutting everything down; once more to end at once");
+            tell.send_replace(true);
+            self.next().await;
+            // The zygotes notice that the agent is gone, and end what it ran.
+            drop(std::fs::remove_dir_all(output));
+            std::process::exit(INTERRUPTED.into());
+        });
+        interrupted
     }
 }
 

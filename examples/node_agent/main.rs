@@ -112,7 +112,7 @@ async fn day(options: &Options, agent: &mut Agent, report: &mut Report) -> Resul
         eprintln!("{name}: {finding}");
     }
     let fleet = agent.fleet(options.sandboxes, options.no_network)?;
-    let before = Memory::read()?;
+    let before = Memory::settled().await?;
     report.starts(starts::start_all(agent, &fleet, options.concurrency()).await?);
     report.memory(before, Memory::read()?);
     agent.remember_leaders();

@@ -1,6 +1,14 @@
 //! What the kernel says about processes and memory.
 
+use std::time::{Duration, Instant};
+
 use crate::Failure;
+
+/// How long memory is given to settle at most.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// What counts as settled, in KiB given back between two looks.
+const STEADY: f64 = 256.0;
 
 /// A process, told apart from any other that ever had or will have its number.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +49,20 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Once the kernel gives nothing back any more, such as what an earlier run of this program had: it takes its time.
+    pub(crate) async fn settled() -> Result<Self, Failure> {
+        let began = Instant::now();
+        let mut before = Self::read()?;
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = Self::read()?;
+            if now.available - before.available < STEADY || began.elapsed() > SETTLING {
+                return Ok(now);
+            }
+            before = now;
+        }
+    }
+
     pub(crate) fn read() -> Result<Self, Failure> {
         Ok(Self {
             own: field("/proc/self/status", "VmRSS:")?,

@@ -154,7 +154,7 @@ impl fmt::Display for Report {
         row("  p50", format!("{:.2} ms", millis(seen.percentile(50))), "from the signal to the event")?;
         row("  p99", format!("{:.2} ms", millis(seen.percentile(99))), "")?;
         row("memory", format!("{:.1} KiB", self.memory.0), "of this program, for each sandbox")?;
-        row("", format!("{:.1} KiB", self.memory.1), "of the machine beyond that, mostly the kernel's")?;
+        row("", format!("{:.1} KiB", self.memory.1), "of the kernel; what else runs disturbs it")?;
         let (sandboxes, took) = self.shut_down;
         row("shut down", sandboxes.to_string(), &format!("in {:.0} ms", millis(took)))?;
         row("left behind", self.left_behind.to_string(), "processes, cgroups, files")

@@ -26,8 +26,8 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|error| panic!("cargo sets {name} for build scripts: {error}"))
 }
 
-/// Calls the compiler directly: neither the profile nor RUSTFLAGS of the host program may reach the init, which has no
-/// standard library, no unwinding and no relocations.
+/// Calls the compiler directly: neither the profile nor RUSTFLAGS of the host program may reach the init,
+/// which has no standard library, no unwinding and no relocations.
 fn build_init() {
     let output = PathBuf::from(variable("OUT_DIR")).join("init");
     let mut rustc = Command::new(variable("RUSTC"));
@@ -38,10 +38,12 @@ fn build_init() {
         "panic=abort",
         "relocation-model=static",
         "target-feature=+crt-static",
-        // Without it the first bounds check pulls in core's unwind tables, and with them a personality nobody has.
+        // Without it the first bounds check pulls in core's unwind tables, and with them a personality nobody
+        // has.
         "lto=fat",
         "codegen-units=1",
         "strip=symbols",
+        "force-unwind-tables=no",
         "link-self-contained=no",
         "link-arg=-nostartfiles",
         "link-arg=-nostdlib",
@@ -52,7 +54,8 @@ fn build_init() {
         rustc.args(["-C", option]);
     }
     if variable("TARGET") == "x86_64-unknown-linux-gnu" {
-        // The linker of the C compiler, which every machine that builds Rust has; the toolchain's own is an optional part.
+        // The linker of the C compiler, which every machine that builds Rust has; the toolchain's own is an
+        // optional part.
         rustc.args(["-C", "linker-features=-lld"]);
     }
     if let Some(linker) = env::var_os("RUSTC_LINKER") {

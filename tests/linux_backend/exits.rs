@@ -85,14 +85,25 @@ fn a_storm_of_kills_from_outside_is_seen_at_once() {
             running.push((instance, pid));
         }
         let start = Instant::now();
-        running.iter().for_each(|(_, pid)| kill(*pid));
-        let killed = start.elapsed();
-        for (instance, _) in &running {
+        let killed = running.iter().map(|(instance, pid)| {
+            kill(*pid);
+            (instance, Instant::now())
+        });
+        let killed: Vec<_> = killed.collect();
+        let all_killed = start.elapsed();
+        let mut delays = Vec::new();
+        for (instance, killed) in killed {
             assert_eq!(bed.exit(instance).await.status(), 137);
+            let seen = bed.recorder.seen(instance.life, Duration::ZERO);
+            delays.push(seen.at.saturating_duration_since(killed));
         }
-        let seen = start.elapsed();
-        eprintln!("{} leaders killed in {killed:?}, all ends reported after {seen:?}", running.len());
-        assert!(seen < Duration::from_secs(5));
+        delays.sort();
+        let (half, most) = (delays[delays.len() / 2], delays[delays.len() - 1]);
+        eprintln!(
+            "{} killed within {all_killed:?}; seen after p50 {half:?}, at most {most:?}",
+            running.len()
+        );
+        assert!(most < Duration::from_secs(5));
         for (instance, pid) in &running {
             bed.delete(instance).await;
             assert!(!process_exists(*pid), "{pid} is not even a zombie");
@@ -172,7 +183,8 @@ fn exits_are_seen_after_the_zygotes_were_killed() {
         let bed = Bed::new();
         let mut running = Vec::new();
         for i in 0..8 {
-            let instance = bed.instance(&format!("orphan-{i}"), shell("sleep 0.4; exit 5"));
+            let script = if i < 4 { "sleep 0.4; exit 5" } else { "sleep 600" };
+            let instance = bed.instance(&format!("orphan-{i}"), shell(script));
             let pid = bed.run(&instance).await.pid;
             running.push((instance, pid));
         }
@@ -189,11 +201,25 @@ fn exits_are_seen_after_the_zygotes_were_killed() {
             bed.delete(instance).await;
         }
         let instance = bed.instance("after", shell("exit 6"));
-        bed.run(&instance).await;
+        bed.runtime.create(&instance).await.unwrap();
+        let start = Instant::now();
+        while let Err(error) = bed.runtime.start(&instance).await {
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert!(start.elapsed() < Duration::from_secs(10), "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         assert_eq!(bed.exit(&instance).await.status(), 6, "a new zygote spawns");
         bed.delete(&instance).await;
         bed.close().await;
     });
+}
+
+/// Linux 6.15 and later.
+fn pidfds_tell_the_status() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 15)
 }
 
 /// Goal: the fallbacks work, on this kernel as on older ones. Method: force each.
@@ -208,7 +234,12 @@ fn each_fallback_of_the_exit_status_works() {
                 let instance = bed.instance("evidence", shell(script));
                 bed.run(&instance).await;
                 let exit = bed.exit(&instance).await;
-                let expected = if evidence == ExitEvidence::Nothing { 255 } else { status };
+                let known = match evidence {
+                    ExitEvidence::Best => true,
+                    ExitEvidence::Pidfd => pidfds_tell_the_status(),
+                    ExitEvidence::Nothing => false,
+                };
+                let expected = if known { status } else { 255 };
                 assert_eq!(exit.status(), expected, "{evidence:?}, {script}: {exit}");
                 bed.delete(&instance).await;
             }

@@ -1,7 +1,5 @@
 //! Pause and resume: what is said is true.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use sandkeeper::ErrorKind;
@@ -87,42 +85,6 @@ fn a_pause_that_races_with_an_exit_is_refused_or_holds() {
         eprintln!("{held} pauses held, {refused} were refused");
         bed.close().await;
     });
-}
-
-/// A file system whose server never answers. Whoever asks it for anything is in state D until it is dropped.
-struct MuteFileSystem {
-    mountpoint: std::path::PathBuf,
-    server: Option<File>,
-}
-
-impl MuteFileSystem {
-    fn mount(mountpoint: &std::path::Path) -> Self {
-        std::fs::create_dir_all(mountpoint).unwrap();
-        let server = File::options().read(true).write(true).open("/dev/fuse").expect("this test needs FUSE");
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", server.as_raw_fd());
-        let options = std::ffi::CString::new(options).unwrap();
-        rustix::mount::mount(
-            "mute",
-            mountpoint,
-            c"fuse",
-            rustix::mount::MountFlags::empty(),
-            Some(&*options),
-        )
-        .unwrap();
-        Self { mountpoint: mountpoint.to_owned(), server: Some(server) }
-    }
-
-    /// The server goes. Who waits for it gets an error.
-    fn end(&mut self) {
-        drop(self.server.take());
-    }
-}
-
-impl Drop for MuteFileSystem {
-    fn drop(&mut self) {
-        self.end();
-        rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
 }
 
 /// Field case C11. Goal: a freeze that does not come about in time is taken back, and the sandbox goes on. Method: a member

@@ -1,8 +1,9 @@
 //! Groups: what is claimed is fresh, what is not ours is left alone, and at the end nothing is left.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandkeeper::ErrorKind;
 use sandkeeper::runtime::linux::{LinuxConfig, LinuxRuntime};
@@ -84,17 +85,69 @@ fn what_an_earlier_life_left_running_is_ended_by_the_next() {
     });
 }
 
-/// Goal: one ID can be used over and over without a pause. Method: rounds of run and delete.
+/// Goal: one ID can be used over and over without a pause. Method: rounds of run and delete, which are timed besides.
 #[test]
 fn an_id_is_free_the_moment_its_delete_returns() {
     block_on(async {
         let bed = Bed::new();
+        let (mut starts, mut ends) = (Vec::new(), Vec::new());
         for _ in 0..size(100, 1_000) {
             let instance = bed.instance("again", sleeper());
+            let start = Instant::now();
             let pid = bed.run(&instance).await.pid;
+            starts.push(start.elapsed());
+            let start = Instant::now();
             bed.delete(&instance).await;
+            ends.push(start.elapsed());
             assert!(!process_exists(pid));
         }
+        for (what, times) in [("create and start", &mut starts), ("delete", &mut ends)] {
+            times.sort();
+            eprintln!("{what}: p50 {:?}, p99 {:?}", times[times.len() / 2], times[times.len() * 99 / 100]);
+        }
+        bed.close().await;
+    });
+}
+
+/// Goal: a file system that does not answer holds up the starts that need it, and nothing else. Method: start more such
+/// sandboxes than there are threads for cgroups; pause another one; delete them all before the server goes.
+#[test]
+fn a_mute_file_system_holds_up_only_the_starts_that_need_it() {
+    block_on(async {
+        let bed = Bed::new();
+        let mut mute = MuteFileSystem::mount(&bed.directory.join("mute"));
+        let healthy = bed.instance("healthy", sleeper());
+        bed.run(&healthy).await;
+        let held: Vec<Arc<Instance>> = (0..12)
+            .map(|i| {
+                let mut spec = shell("true");
+                spec.process.as_mut().unwrap().stdio.stdout = Some(mute.mountpoint.join("out"));
+                bed.instance(&format!("held-{i}"), spec)
+            })
+            .collect();
+        let mut starts = tokio::task::JoinSet::new();
+        for instance in &held {
+            let (runtime, instance) = (Arc::clone(&bed.runtime), Arc::clone(instance));
+            starts.spawn(async move {
+                runtime.create(&instance).await.unwrap();
+                runtime.start(&instance).await.unwrap_err().kind()
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let others = async {
+            bed.runtime.pause(&healthy).await.unwrap();
+            bed.runtime.resume(&healthy).await.unwrap();
+            for instance in &held {
+                bed.delete(instance).await;
+            }
+            bed.delete(&healthy).await;
+            while let Some(kind) = starts.join_next().await {
+                assert_eq!(kind.unwrap(), ErrorKind::Aborted);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), others).await.expect("not held up");
+        mute.end();
+        drop(mute);
         bed.close().await;
     });
 }
@@ -212,6 +265,62 @@ fn what_an_earlier_backend_left_is_cleared_by_the_next() {
         left.wait().unwrap();
         bed.close().await;
     });
+}
+
+/// Goal: a host that is killed leaves nothing, and the next of its name can begin at once. Method: this executable runs
+/// itself as the host, with sandboxes, and kills that.
+#[test]
+fn a_killed_host_leaves_nothing_to_the_next_of_its_name() {
+    const NAME: &str = "SANDKEEPER_HOST_NAME";
+    let config = |name: &str| LinuxConfig { name: Some(name.to_owned()), ..LinuxConfig::default() };
+    if let Ok(name) = std::env::var(NAME) {
+        return block_on(async {
+            let bed = Bed::with(config(&name));
+            for i in 0..5 {
+                let pid = bed.run(&bed.instance(&format!("x-{i}"), sleeper())).await.pid;
+                eprintln!("sandbox {pid}");
+            }
+            eprintln!("directory {}", bed.directory.display());
+            std::future::pending::<()>().await;
+        });
+    }
+    for round in 0..size(2, 10) {
+        let name = format!("host {} {round}", std::process::id());
+        let mut host = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "leftovers::a_killed_host_leaves_nothing_to_the_next_of_its_name",
+                "--exact",
+                "--nocapture",
+            ])
+            .env(NAME, &name)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pids: Vec<u32> = Vec::new();
+        for line in BufReader::new(host.stderr.take().unwrap()).lines().map(Result::unwrap) {
+            if let Some(pid) = line.strip_prefix("sandbox ") {
+                pids.push(pid.parse().unwrap());
+            } else if let Some(directory) = line.strip_prefix("directory ") {
+                std::fs::remove_dir_all(directory).unwrap();
+                break;
+            }
+        }
+        assert_eq!(pids.len(), 5);
+        host.kill().unwrap();
+        host.wait().unwrap();
+        block_on(async {
+            let bed = Bed::with(config(&name));
+            let instance = bed.instance("x-0", sleeper());
+            bed.run(&instance).await;
+            // Its zygotes reap them, or whoever inherits them does.
+            for pid in pids {
+                eventually("the sandbox is gone", Duration::from_secs(5), || !process_exists(pid));
+            }
+            bed.delete(&instance).await;
+            bed.close().await;
+        });
+    }
 }
 
 /// Goal: no limit is faked. Method: ask for each that this machine cannot enforce.

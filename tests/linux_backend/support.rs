@@ -1,7 +1,9 @@
 //! A backend to test, with everything it reports written down.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -22,16 +24,25 @@ pub(crate) fn block_on<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
 }
 
+/// A report.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) exit: Exit,
+    pub(crate) all_ended: bool,
+    pub(crate) at: Instant,
+}
+
 /// Writes down every report.
 #[derive(Default)]
 pub(crate) struct Recorder {
-    reports: Mutex<HashMap<Life, Vec<(Exit, bool, Instant)>>>,
+    reports: Mutex<HashMap<Life, Vec<Seen>>>,
     changed: Condvar,
 }
 
 impl Observer for Recorder {
     fn exited(&self, life: Life, exit: Exit, all_ended: bool) {
-        self.reports.lock().unwrap().entry(life).or_default().push((exit, all_ended, Instant::now()));
+        let seen = Seen { exit, all_ended, at: Instant::now() };
+        self.reports.lock().unwrap().entry(life).or_default().push(seen);
         self.changed.notify_all();
     }
 }
@@ -39,7 +50,7 @@ impl Observer for Recorder {
 impl Recorder {
     /// The one report of a life, waiting for it. Blocks.
     #[track_caller]
-    pub(crate) fn exit(&self, life: Life, within: Duration) -> Exit {
+    pub(crate) fn seen(&self, life: Life, within: Duration) -> Seen {
         let deadline = Instant::now() + within;
         let mut reports = self.reports.lock().unwrap();
         while !reports.contains_key(&life) {
@@ -49,8 +60,14 @@ impl Recorder {
         }
         let of_life = &reports[&life];
         assert_eq!(of_life.len(), 1, "life {life} ended more than once: {of_life:?}");
-        assert!(of_life[0].1, "with a PID namespace, all have ended");
-        of_life[0].0
+        assert!(of_life[0].all_ended, "with a PID namespace, all have ended");
+        of_life[0]
+    }
+
+    /// How a life ended. Waits for it.
+    #[track_caller]
+    pub(crate) fn exit(&self, life: Life, within: Duration) -> Exit {
+        self.seen(life, within).exit
     }
 
     /// How often the end of a life was reported so far.
@@ -152,7 +169,7 @@ pub(crate) fn sleeper() -> SandboxSpec {
 }
 
 /// A sandbox that writes a line to `file` every 10 ms.
-pub(crate) fn heartbeat(file: &std::path::Path) -> SandboxSpec {
+pub(crate) fn heartbeat(file: &Path) -> SandboxSpec {
     let mut spec = shell("while :; do echo beat; sleep 0.01; done");
     if let Some(process) = &mut spec.process {
         process.stdio.stdout = Some(file.to_owned());
@@ -161,7 +178,7 @@ pub(crate) fn heartbeat(file: &std::path::Path) -> SandboxSpec {
 }
 
 /// How many beats there were so far.
-pub(crate) fn beats(file: &std::path::Path) -> u64 {
+pub(crate) fn beats(file: &Path) -> u64 {
     std::fs::metadata(file).unwrap().len()
 }
 
@@ -218,5 +235,41 @@ impl Signals {
             }
         }
         None
+    }
+}
+
+/// A file system whose server never answers. Whoever asks it for anything is in state D until it is dropped.
+pub(crate) struct MuteFileSystem {
+    pub(crate) mountpoint: PathBuf,
+    server: Option<File>,
+}
+
+impl MuteFileSystem {
+    pub(crate) fn mount(mountpoint: &Path) -> Self {
+        std::fs::create_dir_all(mountpoint).unwrap();
+        let server = File::options().read(true).write(true).open("/dev/fuse").expect("this test needs FUSE");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", server.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount(
+            "mute",
+            mountpoint,
+            c"fuse",
+            rustix::mount::MountFlags::empty(),
+            Some(&*options),
+        )
+        .unwrap();
+        Self { mountpoint: mountpoint.to_owned(), server: Some(server) }
+    }
+
+    /// The server goes. Who waits for it gets an error.
+    pub(crate) fn end(&mut self) {
+        drop(self.server.take());
+    }
+}
+
+impl Drop for MuteFileSystem {
+    fn drop(&mut self) {
+        self.end();
+        rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH).unwrap();
     }
 }

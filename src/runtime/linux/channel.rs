@@ -1,7 +1,8 @@
 //! One zygote process, and the socket to it.
 //!
-//! Requests are packets, sent without waiting for earlier ones; a reader task joins answers to requests. Whatever arrives
-//! that nobody waits for any more is ended and reaped: a start whose future was dropped leaves nothing behind.
+//! Requests are packets, sent without waiting for earlier ones; a reader task joins answers to requests.
+//! Whatever arrives that nobody waits for any more is ended and reaped: a start whose future was dropped
+//! leaves nothing behind.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,8 +25,8 @@ use rustix::net::{
     sockopt,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{Interest, Ready};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
@@ -44,7 +45,8 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
 /// Room for several of the largest requests in the socket.
 const SEND_BUFFER: usize = 5 * MAX_MESSAGE;
 
-/// Puts the init into a sealed file in memory, so that nothing lies on disk and nobody can change what zygotes run.
+/// Puts the init into a sealed file in memory, so that nothing lies on disk and nobody can change what
+/// zygotes run.
 pub(super) fn init_file() -> Result<OwnedFd, Error> {
     let refuse = |found: &'static str, errno: Errno| {
         let error = Error::new(ErrorKind::FailedPrecondition, "start a zygote", found)
@@ -78,16 +80,29 @@ fn unwritable(error: &io::Error) -> Error {
     )
 }
 
+/// A zygote that is not ready yet; without children of its own, it is killed and reaped if it is given up.
+struct Unready(Option<Child>);
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// A zygote that has been started and is setting itself up.
 pub(super) struct Launching {
-    child: Child,
+    child: Unready,
+    pid: u32,
     pidfd: OwnedFd,
     socket: OwnedFd,
 }
 
 impl Launching {
-    /// Starts one. The host is not forked: without hooks the standard library shares memory with the child until it has
-    /// executed, so that the cost does not follow the size of the host.
+    /// Starts one. The host is not forked: without hooks the standard library shares memory with the child
+    /// until it has executed, so that the cost does not follow the size of the host.
     pub(super) fn start(init: &OwnedFd, groups: &Groups) -> Result<Self, Error> {
         let refuse = |error: io::Error| {
             Error::new(ErrorKind::FailedPrecondition, "start a zygote", "it cannot be executed")
@@ -110,9 +125,10 @@ impl Launching {
             .stderr(Stdio::null())
             .spawn()
             .map_err(refuse)?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let this = Self { pidfd: pidfd.map_err(|errno| refuse(errno.into()))?, child, socket };
+        let (pid, child) = (child.id(), Unready(Some(child)));
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pidfd = number.ok_or(Errno::SRCH).and_then(|number| pidfd_open(number, PidfdFlags::empty()));
+        let this = Self { child, pid, pidfd: pidfd.map_err(|errno| refuse(errno.into()))?, socket };
         let proc = File::open("/proc").map_err(refuse)?;
         let fds = [proc.as_fd(), groups.root.as_fd(), groups.leaf.as_fd(), groups.parent.as_fd()];
         send(this.socket.as_fd(), Kind::SetUp, 0, &[], &fds).map_err(|errno| refuse(errno.into()))?;
@@ -120,17 +136,9 @@ impl Launching {
     }
 
     /// Waits until it is ready, for some milliseconds. Blocks.
-    pub(super) fn finish(mut self, id: ZygoteId) -> Result<Arc<Process>, Error> {
-        let ready = self.wait_ready();
-        match ready {
-            Ok(()) => Process::new(id, self),
-            Err(error) => {
-                // What has failed to set itself up is of no use, and has no children.
-                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-                let _ = self.child.wait();
-                Err(error)
-            }
-        }
+    pub(super) fn finish(self, id: ZygoteId) -> Result<Arc<Process>, Error> {
+        self.wait_ready()?;
+        Process::new(id, self)
     }
 
     fn wait_ready(&self) -> Result<(), Error> {
@@ -160,6 +168,8 @@ pub(super) struct Process {
     child: Mutex<Option<Child>>,
     /// Whether requests make sense. Never true again once false.
     alive: AtomicBool,
+    /// Whether it was told to clean up and end.
+    hung_up: AtomicBool,
     next_request: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Newborn, Report>>>>,
     /// Children whose remains may go, as soon as the socket takes it.
@@ -171,21 +181,23 @@ pub(super) struct Process {
 
 impl Process {
     fn new(id: ZygoteId, launched: Launching) -> Result<Arc<Self>, Error> {
-        let Launching { child, pidfd, socket } = launched;
-        let pid = child.id();
+        let Launching { mut child, pid, pidfd, socket } = launched;
         let refuse = |error: io::Error| {
             Error::new(ErrorKind::FailedPrecondition, "start a zygote", "its socket cannot be watched")
                 .caused_by(error)
         };
         // Of this end only: a zygote has nothing to do but wait.
         fcntl_setfl(&socket, OFlags::NONBLOCK).map_err(|errno| refuse(errno.into()))?;
+        let pidfd = watched(pidfd, Interest::READABLE).map_err(refuse)?;
+        let socket = watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(refuse)?;
         Ok(Arc::new(Self {
             id,
             pid,
-            pidfd: watched(pidfd, Interest::READABLE).map_err(refuse)?,
-            socket: watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(refuse)?,
-            child: Mutex::new(Some(child)),
+            pidfd,
+            socket,
+            child: Mutex::new(child.0.take()),
             alive: AtomicBool::new(true),
+            hung_up: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
             waiting: Mutex::default(),
             reaps: Mutex::default(),
@@ -203,7 +215,7 @@ impl Process {
         self.waiting.lock().len()
     }
 
-    /// Asks for a child. The outer error says that the zygote is gone, the inner what it could not do.
+    /// Asks for a child. The outer error says that nobody was asked, the inner what the zygote could not do.
     ///
     /// If the future is dropped, the child that may come of it is ended and reaped.
     pub(super) async fn request(
@@ -211,19 +223,19 @@ impl Process {
         kind: Kind,
         body: &[u8],
         fds: &[BorrowedFd<'_>],
-    ) -> Result<Result<Newborn, Report>, Lost> {
+    ) -> Result<Result<Newborn, Report>, Unasked> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.waiting.lock().insert(request, sender);
         // Checked after the entry is made: whoever declares the zygote dead clears the entries afterwards.
         if !self.is_alive() {
             self.waiting.lock().remove(&request);
-            return Err(Lost);
+            return Err(Unasked::Lost);
         }
         let unsent = Waiting { process: self, request };
         let send = |socket: &OwnedFd| Ok(send(socket.as_fd(), kind, request, body, fds)?);
-        self.socket.async_io(Interest::WRITABLE, send).await.map_err(|_| Lost)?;
-        let answer = receiver.await.map_err(|_| Lost);
+        self.socket.async_io(Interest::WRITABLE, send).await.map_err(Unasked::of)?;
+        let answer = receiver.await.map_err(|_| Unasked::Lost);
         drop(unsent);
         answer
     }
@@ -254,16 +266,20 @@ impl Process {
 
     /// Reads answers until the zygote ends, and settles whatever waits for it then.
     pub(super) async fn run(self: &Arc<Self>) {
+        let next = |socket: &OwnedFd| Ok(receive(socket.as_fd())?);
+        // Beside the reading, never instead of it: a zygote whose answers are not read stops reading itself.
+        let mut flushing = std::pin::pin!(self.flush_reaps());
         loop {
             tokio::select! {
                 biased;
-                // Its end is seen by its pidfd: the socket may be held open a little longer by a child that is setting up.
+                // Its end is seen by its pidfd: the socket may be held open a little longer by a child that
+                // is setting up.
                 _ = self.pidfd.readable() => break,
-                received = self.socket.async_io(Interest::READABLE, |socket| Ok(receive(socket.as_fd())?)) => match received {
+                received = self.socket.async_io(Interest::READABLE, next) => match received {
                     Ok(Some(incoming)) => self.settle(incoming),
                     Ok(None) | Err(_) => break,
                 },
-                () = self.reaps_left.notified() => self.flush_reaps().await,
+                () = &mut flushing => {}
             }
         }
         self.alive.store(false, Ordering::Release);
@@ -272,8 +288,10 @@ impl Process {
             self.settle(incoming);
         }
         self.waiting.lock().clear();
-        // If it is not dead but mute, it is of no use any more.
-        let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+        if !self.hung_up.load(Ordering::Acquire) {
+            // If it is not dead but mute, it is of no use any more. Told to end, it still has to clean up.
+            let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+        }
         let _ = self.pidfd.readable().await;
         if let Some(mut child) = self.child.lock().take() {
             // An error means that the program has reaped it by itself.
@@ -281,12 +299,13 @@ impl Process {
         }
     }
 
+    /// Sends what could not be sent at once, whenever there is any. Never returns.
     async fn flush_reaps(&self) {
-        while self.send_reaps().is_err() {
-            match self.socket.ready(Interest::WRITABLE).await {
-                Ok(mut guard) if self.send_reaps().is_err() => guard.clear_ready_matching(Ready::WRITABLE),
-                _ => return,
-            }
+        loop {
+            self.reaps_left.notified().await;
+            let send = |_: &OwnedFd| Ok(self.send_reaps()?);
+            // The only error left is that the socket is lost; then `run` ends this.
+            let _ = self.socket.async_io(Interest::WRITABLE, send).await;
         }
     }
 
@@ -304,8 +323,10 @@ impl Process {
         }
     }
 
-    /// Tells the zygote that its host is gone.
+    /// Tells the zygote that its host is gone: it ends all sandboxes, and itself.
     pub(super) fn hang_up(&self) {
+        self.hung_up.store(true, Ordering::Release);
+        self.alive.store(false, Ordering::Release);
         let _ = shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
     }
 }
@@ -323,9 +344,25 @@ impl Drop for Process {
     }
 }
 
-/// The zygote is gone.
+/// Why there is no answer.
 #[derive(Debug)]
-pub(super) struct Lost;
+pub(super) enum Unasked {
+    /// The zygote is gone.
+    Lost,
+    /// The kernel does not carry the request.
+    Refused(io::Error),
+}
+
+impl Unasked {
+    fn of(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {
+                Self::Lost
+            }
+            _ => Self::Refused(error),
+        }
+    }
+}
 
 /// An entry among the waiting, removed when its future is dropped.
 struct Waiting<'a> {

@@ -84,8 +84,8 @@ impl Inner {
                 self.workers.run(step).await?.map_err(|error| kernel_error("end", "its cgroup", error))?
             };
             match busy {
-                Some(busy) if reached => return Ok(busy),
-                Some(_) if sandbox.running().is_some() => drop(sandbox.reported_within(pause).await),
+                Some(busy) if reached && sandbox.is_told() => return Ok(busy),
+                Some(_) if !sandbox.is_told() => sandbox.told_within(pause).await,
                 Some(_) => tokio::time::sleep(pause).await,
                 None => busy = sandbox.acquire_within(pause).await,
             }
@@ -110,8 +110,8 @@ fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
     let state = sandbox.state();
     let Some(number) = state.group else { return Ok(true) };
     let key = &sandbox.instance.key;
-    let Some(group) = tree.open(key, number)? else { return Ok(sandbox.running().is_none()) };
     let leader = sandbox.running();
+    let Some(group) = tree.open(key, number)? else { return Ok(leader.is_none()) };
     if leader.is_none() {
         let reached = match goal {
             Goal::Ended => !group::is_populated(&group)?,

@@ -77,7 +77,7 @@ impl ExitWatch {
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         // It can only fail if the counter is full, and then the thread is awake.
-        drop(rustix::io::write(&self.wake, &1_u64.to_ne_bytes()));
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
     fn work(&self, judge: &Judge, proc: &OwnedFd) {
@@ -98,7 +98,7 @@ impl ExitWatch {
             let mut any = false;
             for event in events.iter().map(|event| event.data.u64()) {
                 if event == WAKE {
-                    drop(rustix::io::read(&self.wake, &mut [0_u8; 8]));
+                    let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
                 } else if let Some(sandbox) = judge.lives.get(Life(event)) {
                     any = true;
                     self.ended(judge, proc, &sandbox, &mut reapable);
@@ -123,12 +123,13 @@ impl ExitWatch {
         let status = judge.status(proc, sandbox, &leader);
         let reason = judge.reason(sandbox, status);
         let exit = Exit { reason, at_unix_nanos: now() };
+        sandbox.ended(exit);
         // An observer is the caller's code. If it panics, the other exits are to be seen all the same.
         let report = std::panic::AssertUnwindSafe(|| sandbox.instance.exited(exit, true));
         if std::panic::catch_unwind(report).is_err() {
             tracing::error!(sandbox = %sandbox.instance.key, "the observer of an exit panicked");
         }
-        sandbox.ended(exit);
+        sandbox.told();
         reapable.push((leader.zygote, leader.pid));
     }
 }

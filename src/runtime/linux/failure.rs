@@ -13,6 +13,7 @@ const ENOTDIR: u32 = libc::ENOTDIR as u32;
 const ENOEXEC: u32 = libc::ENOEXEC as u32;
 const ELOOP: u32 = libc::ELOOP as u32;
 const ENOSPC: u32 = libc::ENOSPC as u32;
+const ENODEV: u32 = libc::ENODEV as u32;
 const EINVAL: u32 = libc::EINVAL as u32;
 const EAGAIN: u32 = libc::EAGAIN as u32;
 const ENOMEM: u32 = libc::ENOMEM as u32;
@@ -83,6 +84,7 @@ fn remedy(step: Step, errno: u32) -> Option<&'static str> {
         (Step::Clone, EAGAIN) => {
             "raise kernel.pid_max, kernel.threads-max or the pids limits above, or end other sandboxes"
         }
+        (Step::Clone, ENODEV) => "its cgroup was removed meanwhile; create it again",
         (Step::Clone, EPERM) => "run as root, with CAP_SYS_ADMIN, and with user namespaces enabled",
         (
             Step::BindDev
@@ -161,6 +163,7 @@ fn words(step: Step) -> &'static str {
         Step::CgroupNamespace => "a cgroup namespace",
         Step::BecomeRoot => "becoming the sandbox's root",
         Step::HostName => "setting the host name",
+        Step::Keyring => "a session keyring of its own",
         Step::BoundingSet => "dropping capabilities from the bounding set",
         Step::NewPrivileges => "forbidding new privileges",
         Step::Seccomp => "the system call filter",

@@ -107,7 +107,8 @@ fn look(sandbox: &Sandbox, tree: &Tree, leader: &Leader, to: Freezer, ask: bool)
             break;
         }
     }
-    if leader.has_ended() {
+    // Once thawed it may end at once: it was thawed all the same.
+    if to == Freezer::Freeze && leader.has_ended() {
         // An empty group counts as frozen, and the next one to look should not find it so.
         request(&group, Freezer::Thaw).map_err(failed)?;
         return Err(not_running(to));

@@ -61,8 +61,8 @@ pub(super) fn open_stdio(path: &Path, output: bool) -> Result<OwnedFd, Error> {
     let refuse = |errno: Errno| refused("a file for standard input or output", path, errno.into());
     let base = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let flags = if output { OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND } else { OFlags::RDONLY };
-    // Not blocking, since a FIFO would wait for its other end. For writing, one without a reader is opened both ways: that
-    // waits for nobody, and whoever opens it later reads what was written.
+    // Not blocking, since a FIFO would wait for its other end. For writing, one without a reader is opened
+    // both ways: that waits for nobody, and whoever opens it later reads what was written.
     let fd = match open(path, base | flags, Mode::from_raw_mode(0o640)) {
         Err(Errno::NXIO) if output => open(path, base | OFlags::RDWR, Mode::empty()),
         other => other,
@@ -82,4 +82,45 @@ fn refused(what: &str, path: &Path, error: io::Error) -> Error {
         _ => ErrorKind::FailedPrecondition,
     };
     Error::new(kind, "start", format!("{what}, {path:?} on the host, cannot be opened")).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::FileTypeExt;
+
+    use super::super::rig::Scratch;
+    use super::*;
+
+    /// Goal: neither end of a FIFO has to be there. Method: open it for output first, when nobody reads, and
+    /// read later.
+    #[test]
+    fn a_fifo_without_its_other_end_does_not_block() {
+        let scratch = Scratch::new();
+        let path = scratch.0.join("fifo");
+        rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().file_type().is_fifo());
+        let output = open_stdio(&path, true).unwrap();
+        let input = open_stdio(&path, false).unwrap();
+        for fd in [&output, &input] {
+            assert!(!fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK), "a process expects to block");
+        }
+        std::fs::File::from(output).write_all(b"late").unwrap();
+        let mut read = [0; 4];
+        std::fs::File::from(input).read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"late");
+    }
+
+    #[test]
+    fn output_is_appended_and_what_is_missing_is_named() {
+        let scratch = Scratch::new();
+        let path = scratch.0.join("output");
+        for text in ["one\n", "two\n"] {
+            std::fs::File::from(open_stdio(&path, true).unwrap()).write_all(text.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        let error = open_stdio(&scratch.0.join("missing"), false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
 }

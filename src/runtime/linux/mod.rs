@@ -9,7 +9,8 @@
 //!
 //! A sandbox costs this process one descriptor, its pidfd, and under 300 bytes. Nothing wakes up for an idle sandbox: one
 //! thread sleeps on all pidfds. Calls into the kernel that may wait run on a few threads of the backend's own (cores + 2),
-//! not on the caller's async runtime.
+//! not on the caller's async runtime; paths that a spec names are opened on others, of which there are up to 32 while a
+//! file system does not answer.
 //!
 //! On [`LinuxRuntime::close`], on drop, and when the process dies, all sandboxes end and all groups are removed.
 
@@ -37,6 +38,8 @@ mod channel;
 mod config;
 mod controllers;
 mod end;
+#[cfg(test)]
+mod escape_tests;
 mod exit;
 mod failure;
 mod freeze;
@@ -46,6 +49,8 @@ mod ids;
 mod machine;
 mod netns;
 mod plan;
+#[cfg(test)]
+mod process_tests;
 // Half of it is for the other side, the init, which is built from the same file.
 #[allow(dead_code)]
 mod protocol;
@@ -72,6 +77,9 @@ use tree::Tree;
 use workers::Workers;
 use zygote::{Groups, Zygotes};
 
+/// The most threads that open what specs name.
+const OPENERS: usize = 32;
+
 /// How long shutting down waits for sandboxes to end, all together.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -91,6 +99,8 @@ struct Inner {
     ids: Ids,
     networks: Arc<Networks>,
     workers: Workers,
+    /// For opening what a spec names: a mute file system may hold these up, and nothing else.
+    openers: Workers,
     /// Gone once it is closed.
     zygotes: Mutex<Option<Arc<Zygotes>>>,
     exits: Arc<ExitWatch>,
@@ -133,6 +143,7 @@ impl LinuxRuntime {
         let mut root = Root(Some(Arc::new(Tree::make(&machine, &config)?)));
         let tree = root.tree();
         let workers = Workers::start(cores + 2).map_err(failed)?;
+        let openers = Workers::on_demand(OPENERS);
         let networks = Arc::new(Networks::start(config.ready_networks).map_err(failed)?);
         let [group, leaf, parent] = tree.share().map_err(failed)?;
         let count = if config.zygotes == 0 { cores } else { config.zygotes };
@@ -154,6 +165,7 @@ impl LinuxRuntime {
             ids,
             networks,
             workers,
+            openers,
             zygotes: Mutex::new(Some(zygotes)),
             exits,
             exit_thread: Mutex::new(Some(thread)),
@@ -171,7 +183,7 @@ impl LinuxRuntime {
         let (done, closed) = tokio::sync::oneshot::channel();
         let close = move || {
             inner.shut_down();
-            drop(done.send(()));
+            let _ = done.send(());
         };
         // A thread of its own: the workers are what it waits for.
         if std::thread::Builder::new().name("sandkeeper-end".to_owned()).spawn(close).is_ok() {
@@ -253,7 +265,7 @@ impl Inner {
         // While the zygotes are up, so that ends are told with their statuses, and reaped.
         while start.elapsed() < CLOSING {
             let left = self.tree.clear_sandboxes();
-            let all_told = all.iter().all(|sandbox| sandbox.running().is_none());
+            let all_told = all.iter().all(|sandbox| sandbox.is_told());
             if all_told && !matches!(left, Ok(1..)) {
                 break;
             }

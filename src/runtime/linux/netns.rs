@@ -100,7 +100,7 @@ impl Shared {
                 state.ready.truncate(kept);
             }
             if state.ready.len() < state.target {
-                let made = parking_lot::MutexGuard::unlocked(&mut state, || make());
+                let made = parking_lot::MutexGuard::unlocked(&mut state, make);
                 match made {
                     Ok(made) if !state.closed => state.ready.push(made),
                     Ok(_) => {}

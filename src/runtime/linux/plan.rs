@@ -1,5 +1,5 @@
-//! What a zygote is told of one sandbox: its spec and what was decided besides, encoded and bounded, with every path of the
-//! host opened as a descriptor.
+//! What a zygote is told of one sandbox: its spec and what was decided besides, encoded and bounded, with
+//! every path of the host opened as a descriptor.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -56,10 +56,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans one start. Opens the root, mounts, and files of standard input and output, which may block for a moment.
+    /// Plans one start. Opens the root, mounts, and files of standard input and output, which may block for a
+    /// moment.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidArgument`]: a path of the host that the spec names is not there, or the plan is too large.
+    /// - [`ErrorKind::InvalidArgument`]: a path of the host that the spec names is not there, or the plan is
+    ///   too large.
     /// - [`ErrorKind::FailedPrecondition`]: the kernel refuses to open one.
     pub(super) fn new(instance: &Instance, ids: Option<IdMap>, network: PlanNetwork) -> Result<Self, Error> {
         Self::of(&instance.key, &instance.spec, ids, network).map_err(|error| error.on(&instance.key))
@@ -71,6 +73,7 @@ impl Plan {
         ids: Option<IdMap>,
         network: PlanNetwork,
     ) -> Result<Self, Error> {
+        check_targets(spec)?;
         let trees = open_trees(spec)?;
         let (stdio_flags, stdio) = open_stdio(spec.process.as_ref())?;
         let mut flags = stdio_flags | flags_of(spec, ids, network);
@@ -93,19 +96,21 @@ impl Plan {
         })
     }
 
-    /// Whether another process has to make the mount tree first.
+    /// The trees, in the order of a Build.
     pub(super) fn trees(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         self.trees.iter().map(AsFd::as_fd)
     }
 
+    /// The files of standard input and output, in the order of a Spawn.
     pub(super) fn stdio(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         self.stdio.iter().map(AsFd::as_fd)
     }
 }
 
-/// The filter of a sandbox's processes. A pause leader runs nothing but our own init, and is held to what that needs.
+/// The filter of a sandbox's processes. A pause leader runs nothing but our own init, and is held to what
+/// that needs.
 fn filter_of(spec: &SandboxSpec) -> Arc<[Instruction]> {
     match &spec.process {
         _ if spec.isolation.no_seccomp => Arc::default(),
@@ -135,6 +140,25 @@ fn flags_of(spec: &SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> u32
         | set(!isolation.unmasked_paths, flag::MASK)
         | set(isolation.no_init, flag::NO_INIT)
         | set(isolation.allow_new_privileges, flag::NEW_PRIVILEGES)
+}
+
+/// Refuses targets that could not be seen afterwards, or would keep the sandbox's own /proc from being
+/// mounted.
+fn check_targets(spec: &SandboxSpec) -> Result<(), Error> {
+    let refuse = |target: &Path, found: &str, remedy: &'static str| {
+        let found = format!("the target of a mount is {target:?}, {found}");
+        Err(Error::new(ErrorKind::InvalidArgument, "start", found).remedy(remedy))
+    };
+    for mount in &spec.mounts {
+        let target: &Path = &mount.target;
+        if target.parent().is_none() {
+            return refuse(target, "the root itself", "name the directory as the root instead");
+        }
+        if target.starts_with("/proc") {
+            return refuse(target, "where the sandbox has its own processes", "choose one outside of /proc");
+        }
+    }
+    Ok(())
 }
 
 /// Detached copies of the mount trees that the spec names: the root's, then one per mount.
@@ -274,7 +298,8 @@ impl Writer {
 
 /// The isolation that a sandbox of this spec has once it runs, an item each.
 ///
-/// A start either brings all of it or fails: nothing is left out in silence, so this can be told from the spec.
+/// A start either brings all of it or fails: nothing is left out in silence, so this can be told from the
+/// spec.
 pub(super) fn isolation_in_force(spec: &SandboxSpec, ids: Option<&IdMap>) -> Arc<[String]> {
     let isolation = &spec.isolation;
     let mut items: Vec<String> =

@@ -1,1 +1,140 @@
+//! Plans, without a kernel: what is encoded is what the init decodes.
 
+use super::super::protocol::Decoded;
+use super::super::rig::{IDS, instance};
+use super::*;
+use crate::spec::{Resource, Rlimit, User, bounds};
+
+fn planned(spec: SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> Plan {
+    Plan::new(&instance(spec), ids, network).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A text without its closing NUL.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes.strip_suffix(b"\0").unwrap()).unwrap()
+}
+
+#[test]
+fn a_plan_decodes_to_what_the_spec_said() {
+    let process = ProcessSpec {
+        args: ["prog", "", "b c"].map(str::to_owned).into(),
+        env: ["PATH=/one", "A=b", "PATH=/two:/three"].map(str::to_owned).into(),
+        cwd: "/work".into(),
+        user: User { uid: 5, gid: 6, groups: vec![7, 8, 9] },
+        rlimits: vec![Rlimit { resource: Resource::Core, soft: 1, hard: u64::MAX }],
+        ..ProcessSpec::default()
+    };
+    let mut spec =
+        SandboxSpec { process: Some(process), hostname: Some("blue".to_owned()), ..SandboxSpec::default() };
+    spec.isolation.kept_capabilities = 1 << 10 | 1 << 40;
+    let plan = planned(spec, Some(IDS), PlanNetwork::Given);
+    assert!(plan.build.is_none() && plan.takes_network);
+    let decoded = Decoded::new(&plan.spawn).expect("the init understands it");
+    let Fixed { uid, gid, host_start, id_count, kept_capabilities, .. } = decoded.fixed;
+    assert_eq!((uid, gid, host_start, id_count), (5, 6, IDS.host_start, IDS.count));
+    assert_eq!(kept_capabilities, 1 << 10 | 1 << 40);
+    assert_eq!(
+        (text(decoded.hostname), text(decoded.cwd), text(decoded.search)),
+        ("blue", "/work", "/two:/three")
+    );
+    assert_eq!(decoded.groups.collect::<Vec<_>>(), [7, 8, 9]);
+    assert_eq!(decoded.rlimits.collect::<Vec<_>>(), [PlanRlimit { resource: 4, soft: 1, hard: u64::MAX }]);
+    assert_eq!(decoded.args.map(text).collect::<Vec<_>>(), ["prog", "", "b c"]);
+    assert_eq!(decoded.variables.map(text).collect::<Vec<_>>(), ["PATH=/one", "A=b", "PATH=/two:/three"]);
+    assert_eq!(decoded.filter.collect::<Vec<_>>(), seccomp::default_filter(false).to_vec());
+    assert!(decoded.has(flag::USERS) && decoded.has(flag::PROCESS) && decoded.has(flag::MASK));
+    assert!(
+        !decoded.has(flag::NEW_PRIVILEGES) && !decoded.has(flag::NO_INIT) && !decoded.has(flag::NET_FRESH)
+    );
+}
+
+#[test]
+fn a_pause_leader_is_named_after_its_sandbox_and_held_to_little() {
+    let plan = planned(SandboxSpec::default(), None, PlanNetwork::Fresh);
+    let decoded = Decoded::new(&plan.spawn).unwrap();
+    assert_eq!((text(decoded.hostname), text(decoded.cwd)), ("box-1", "/"));
+    assert_eq!(decoded.fixed.flags, flag::NET_FRESH | flag::MASK | flag::TMP);
+    assert_eq!(decoded.filter.count(), seccomp::pause_filter().len());
+}
+
+#[test]
+fn without_a_network_a_sandbox_never_shares_the_hosts() {
+    let network = |change: fn(&mut SandboxSpec)| {
+        let mut spec = SandboxSpec { network: Network::None, ..SandboxSpec::default() };
+        change(&mut spec);
+        let plan = planned(spec, None, PlanNetwork::Host);
+        Decoded::new(&plan.spawn).unwrap().fixed.flags & (flag::NET_GIVEN | flag::NET_FRESH | flag::NET_HOST)
+    };
+    assert_eq!(network(|_| {}), 0);
+    assert_eq!(network(|spec| spec.isolation.no_seccomp = true), flag::NET_FRESH);
+    assert_eq!(network(|spec| spec.network = Network::New), flag::NET_HOST);
+}
+
+/// Goal: every spec that passes its check fits into a message, or is refused in words. Method: the largest of
+/// each part.
+#[test]
+fn the_largest_process_fits_and_more_is_refused() {
+    let mut process = ProcessSpec::new(["/bin/true"]);
+    process.args.resize(bounds::ARGS, String::new());
+    process.args.push("x".repeat(bounds::ARGS_AND_ENV_BYTES - bounds::ARGS - 10));
+    process.args.remove(1);
+    process.user.groups = vec![0; bounds::GROUPS];
+    process.cwd = format!("/{}", "c".repeat(bounds::PATH_BYTES - 1)).into();
+    let spec = SandboxSpec { process: Some(process), ..SandboxSpec::default() };
+    spec.check("define").unwrap();
+    let plan = planned(spec.clone(), Some(IDS), PlanNetwork::Fresh);
+    assert!(Decoded::new(&plan.spawn).is_some());
+    let mut spec = spec;
+    spec.process.as_mut().unwrap().env.push(format!("A={}", "x".repeat(100_000)));
+    let error = Plan::new(&instance(spec), None, PlanNetwork::Fresh).expect_err("too large");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(error.to_string().contains("the limit is"), "{error}");
+}
+
+#[test]
+fn targets_that_make_no_sense_are_refused() {
+    for (target, with) in
+        [("/", "the root itself"), ("/proc/sys", "its own processes"), ("//proc/./1", "its own processes")]
+    {
+        let mount = crate::spec::Mount { source: "/usr".into(), target: target.into(), writable: false };
+        let spec = SandboxSpec { mounts: vec![mount], ..SandboxSpec::default() };
+        let error = Plan::new(&instance(spec), None, PlanNetwork::Fresh).expect_err(target);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains(with), "{error}");
+    }
+}
+
+#[test]
+fn status_tells_every_isolation_that_is_given_up() {
+    let all = isolation_in_force(&SandboxSpec::default(), Some(&IDS));
+    let mut given_up = SandboxSpec { process: Some(ProcessSpec::new(["/a"])), ..SandboxSpec::default() };
+    given_up.isolation = crate::spec::Isolation {
+        users: crate::spec::Users::Host,
+        kept_capabilities: 0x400,
+        allow_new_privileges: true,
+        no_seccomp: true,
+        unmasked_paths: true,
+        no_init: true,
+    };
+    let some = isolation_in_force(&given_up, None);
+    for item in [
+        "user-namespace:1000000+65536",
+        "capabilities:none",
+        "no-new-privileges",
+        "seccomp:pause",
+        "masked-paths",
+    ] {
+        assert!(all.iter().any(|found| found == item), "{item} is not in {all:?}");
+        assert!(!some.iter().any(|found| found == item), "{item} is in {some:?}");
+    }
+    for item in [
+        "users:host",
+        "capabilities:0x400",
+        "new-privileges:allowed",
+        "seccomp:none",
+        "paths:unmasked",
+        "init:none",
+    ] {
+        assert!(some.iter().any(|found| found == item), "{item} is not in {some:?}");
+    }
+}

@@ -1,9 +1,10 @@
-//! What the host and its zygotes say to each other. Compiled into both: the library, and the freestanding init.
+//! What the host and its zygotes say to each other. Compiled into both: the library, and the freestanding
+//! init.
 //!
 //! Every message is one packet of a SOCK_SEQPACKET pair: a [`Header`], a body, and descriptors beside it.
 //!
 //! ```text
-//! host → zygote   SetUp   nothing                fds: /proc, root cgroup, leaf cgroup, the root's parent cgroup
+//! host → zygote   SetUp   nothing                fds: /proc, root cgroup, leaf cgroup, a cgroup to end in
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
 //!                 Spawn   Fixed + its lists      fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
@@ -11,15 +12,16 @@
 //! child  → host   Report, over the request's own pipe: how its set-up went
 //! ```
 //!
-//! Numbers are in the machine's own byte order: both sides run on one machine and are built together. The version is
-//! checked all the same, since a zygote may outlive the program that made it.
+//! Numbers are in the machine's own byte order: both sides run on one machine and are built together. The
+//! version is checked all the same, since a zygote may outlive the program that made it.
 
 use core::mem::size_of;
 
 /// The version of everything in this file. Changed with it.
 pub(crate) const VERSION: u32 = 0x534b_0001;
 
-/// The most bytes in one message. Arguments and environment (128 KiB), the filter, and mount targets must fit.
+/// The most bytes in one message. Arguments and environment (128 KiB), the filter, and mount targets must
+/// fit.
 pub(crate) const MAX_MESSAGE: usize = 192 * 1024;
 /// The most descriptors beside one message: what the request needs, and one for each mount.
 pub(crate) const MAX_FDS: usize = 128 + 8;
@@ -102,7 +104,8 @@ macro_rules! steps {
 steps! {
     /// It is done.
     Ready,
-    /// All is done but the execution of the program. Another report follows if that fails, else the pipe's end.
+    /// All is done but the execution of the program. Another report follows if that fails, else the pipe's
+    /// end.
     Executing,
     /// The mount tree stands.
     Built,
@@ -116,6 +119,7 @@ steps! {
     BuilderNetwork, AttachRoot, BindDev, BindProc, MountSys, MountTmp, MountShm, MountPts, FindTarget, AttachMount, MaskSys,
     // A leader.
     Descriptors, Release, CgroupNamespace, BecomeRoot, HostName, MountProc, MaskProc, ReadOnlyProc,
+    Keyring,
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
     NewSession, Rlimit, Groups, Group, User, Capabilities, Directory, Execute,
@@ -151,8 +155,8 @@ pub(crate) mod flag {
     pub(crate) const TMP: u32 = 1 << 13;
 }
 
-/// The part of a plan that has always the same size. Its lists follow in the order of their counts here: host name,
-/// working directory, groups, rlimits, filter, arguments, variables, search path, mount targets.
+/// The part of a plan that has always the same size. Its lists follow in the order of their counts here: host
+/// name, working directory, groups, rlimits, filter, arguments, variables, search path, mount targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub(crate) struct Fixed {
@@ -221,7 +225,8 @@ const _NO_PADDING: () = {
 /// The bytes of a value.
 pub(crate) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     #[allow(unsafe_code)]
-    // SAFETY: `Plain` promises a type without padding, so all its bytes are initialised; the slice borrows the value.
+    // SAFETY: `Plain` promises a type without padding, so all its bytes are initialised; the slice borrows
+    // the value.
     unsafe {
         core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>())
     }
@@ -249,8 +254,8 @@ impl<'a> Reader<'a> {
     pub(crate) fn value<T: Plain>(&mut self) -> Option<T> {
         let bytes = self.bytes(size_of::<T>())?;
         #[allow(unsafe_code)]
-        // SAFETY: there are as many bytes as the type has, any bytes are a value of a `Plain` type, and the read does not
-        // ask for alignment.
+        // SAFETY: there are as many bytes as the type has, any bytes are a value of a `Plain` type, and the
+        // read does not ask for alignment.
         Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
     }
 
@@ -365,11 +370,12 @@ impl<'a> Decoded<'a> {
     }
 }
 
-/// The name an init takes before it ends, followed by the main process's wait status as four hexadecimal digits.
+/// The name an init takes before it ends, followed by the main process's wait status as four hexadecimal
+/// digits.
 ///
-/// An init cannot die of its child's signal, and an exit status has 8 bits where a wait status has 16. The name of a
-/// zombie stays readable in `/proc/PID/stat` until it is reaped, wherever it was reparented to, and nobody but the init
-/// itself can set it.
+/// An init cannot die of its child's signal, and an exit status has 8 bits where a wait status has 16. The
+/// name of a zombie stays readable in `/proc/PID/stat` until it is reaped, wherever it was reparented to, and
+/// nobody but the init itself can set it.
 pub(crate) const EXIT_NAME: &[u8; 8] = b"sk-exit:";
 
 /// The name that tells this wait status, with its closing NUL.

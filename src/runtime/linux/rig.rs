@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::plan::{IdMap, Plan, PlanNetwork};
 use super::protocol::wait_status_of_name;
 use super::readiness::watched;
 use super::zygote::{Files, Groups, Spawned, Zygotes};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::model::{Exit, Life};
 use crate::runtime::{Instance, Observer};
@@ -25,8 +25,9 @@ use crate::spec::{ProcessSpec, RootFs, SandboxSpec};
 pub(super) const IDS: IdMap = IdMap { host_start: 1_000_000, count: 65_536 };
 
 pub(super) struct Rig {
+    // Dropped in this order: the zygotes remove the root.
     pub(super) zygotes: Arc<Zygotes>,
-    pub(super) root: PathBuf,
+    pub(super) root: Root,
 }
 
 /// Where cgroup v2 is mounted.
@@ -54,19 +55,34 @@ pub(super) fn make_root() -> (PathBuf, Groups) {
     (root, groups)
 }
 
+/// A network namespace of nobody's, its loopback down.
+#[allow(unsafe_code)]
+pub(super) fn new_network() -> OwnedFd {
+    let make = || {
+        // SAFETY: CLONE_NEWNET concerns this thread's network and nothing else.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "tests run as root");
+        File::open("/proc/thread-self/ns/net").expect("proc is mounted").into()
+    };
+    std::thread::spawn(make).join().expect("it does not panic")
+}
+
 impl Rig {
     pub(super) fn new(zygotes: usize) -> Self {
         let (root, groups) = make_root();
         let zygotes = Zygotes::launch(zygotes, groups).unwrap_or_else(|error| panic!("{error}"));
-        Self { zygotes, root }
+        Self { zygotes, root: Root(root) }
     }
 
     /// A new cgroup for a sandbox.
     pub(super) fn group(&self) -> OwnedFd {
+        open_dir(&self.group_path())
+    }
+
+    pub(super) fn group_path(&self) -> PathBuf {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let path = self.root.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let path = self.root.0.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).expect("the root is ours");
-        open_dir(&path)
+        path
     }
 
     pub(super) fn files(&self) -> Files {
@@ -95,24 +111,43 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    /// Ends what is left, and waits until the zygotes have removed everything.
+/// A cgroup root, gone at the end.
+pub(super) struct Root(pub(super) PathBuf);
+
+impl Drop for Root {
+    /// Waits until the zygotes, which have been told to end, have removed everything. What they leave is
+    /// removed by force, and a failure of the test.
     fn drop(&mut self) {
-        for pid in self.zygotes.pids() {
-            let _ = pid;
+        if self.gone_within(Duration::from_secs(5)) {
+            return;
         }
-        let groups = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for group in groups.filter(|group| group.path().is_dir()) {
+        for group in
+            fs::read_dir(&self.0).into_iter().flatten().flatten().filter(|group| group.path().is_dir())
+        {
             let _ = fs::write(group.path().join("cgroup.kill"), "1");
         }
         let late = Instant::now() + Duration::from_secs(5);
-        while self.root.exists() && Instant::now() < late {
-            for group in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+        while self.0.exists() && Instant::now() < late {
+            for group in fs::read_dir(&self.0).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(group.path());
             }
-            let _ = fs::remove_dir(&self.root);
+            let _ = fs::remove_dir(&self.0);
             std::thread::sleep(Duration::from_millis(2));
         }
+        assert!(std::thread::panicking(), "the zygotes have left {}", self.0.display());
+    }
+}
+
+impl Root {
+    pub(super) fn gone_within(&self, limit: Duration) -> bool {
+        let late = Instant::now() + limit;
+        while self.0.exists() {
+            if Instant::now() > late {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
 }
 
@@ -203,7 +238,33 @@ pub(super) async fn run_shell(
     Ok((end, String::from_utf8_lossy(&output).into_owned()))
 }
 
-/// Raw number of a descriptor, for reading links of it.
-pub(super) fn number(fd: &OwnedFd) -> i32 {
-    fd.as_raw_fd()
+#[track_caller]
+pub(super) fn ok<T>(result: Result<T, Error>) -> T {
+    result.unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+#[track_caller]
+pub(super) fn refused<T>(result: Result<T, Error>, kind: ErrorKind, with: &str) {
+    let error = result.err().expect("it cannot start");
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(with), "{error} does not say {with:?}");
+}
+
+/// Waits until no zygote has a child, dead or alive.
+pub(super) async fn nothing_is_left(rig: &Rig) {
+    let children = || rig.zygotes.pids().iter().map(|pid| children_of(*pid)).collect::<String>();
+    until("no child is left", || children().is_empty()).await;
+}
+
+/// Waits until it holds, or fails saying that it does not.
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let late = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < late, "after 10 s it does not hold that {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(super) fn children_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
 }

@@ -23,9 +23,11 @@ pub(super) struct Sandbox {
     state: Mutex<State>,
     /// Whether an operation is at work, perhaps one whose caller has gone.
     busy: AtomicBool,
+    /// Whether its end has been reported.
+    told: AtomicBool,
     /// Whether it is being ended: what is at work gives up, and nothing begins any more.
     ending: AtomicBool,
-    /// Told when `busy` falls and when the exit has been reported.
+    /// Told when `busy` falls, when `ending` rises and when the exit has been reported.
     changed: Notify,
 }
 
@@ -47,9 +49,9 @@ pub(super) enum Stage {
     New,
     /// It could be started.
     Prepared,
-    /// It was started, and its end has not been reported yet.
+    /// It was started, and its end has not been seen yet.
     Running(Arc<Leader>),
-    /// Its end has been reported.
+    /// It has ended, and its end is being reported or has been.
     Ended(Exit, Arc<Leader>),
 }
 
@@ -79,6 +81,7 @@ impl Sandbox {
             instance,
             state: Mutex::new(State { group: None, ids: None, stage: Stage::New }),
             busy: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             changed: Notify::new(),
         })
@@ -94,7 +97,7 @@ impl Sandbox {
         change(&mut self.state.lock())
     }
 
-    /// Its leader, if it was started and its end has not been reported.
+    /// Its leader, if it was started and its end has not been seen.
     pub(super) fn running(&self) -> Option<Arc<Leader>> {
         match &self.state.lock().stage {
             Stage::Running(leader) => Some(Arc::clone(leader)),
@@ -105,14 +108,34 @@ impl Sandbox {
     /// Lets nothing begin any more.
     pub(super) fn end(&self) {
         self.ending.store(true, Ordering::Release);
+        self.changed.notify_waiters();
     }
 
     /// Refuses where it is being ended.
     pub(super) fn check_not_ending(&self, tried: &'static str) -> Result<(), Error> {
-        if !self.ending.load(Ordering::Acquire) {
-            return Ok(());
+        if self.ending.load(Ordering::Acquire) { Err(self.is_ending(tried)) } else { Ok(()) }
+    }
+
+    /// What is said where it is being ended.
+    pub(super) fn is_ending(&self, tried: &'static str) -> Error {
+        Error::new(ErrorKind::Aborted, tried, "it is being ended").on(&self.instance.key)
+    }
+
+    /// Waits until it is being ended.
+    pub(super) async fn until_ending(&self) {
+        self.until(|| self.ending.load(Ordering::Acquire).then_some(())).await;
+    }
+
+    /// Waits until `look` finds what it looks for, which is when something that is told of has changed.
+    async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
+            }
+            changed.await;
         }
-        Err(Error::new(ErrorKind::Aborted, tried, "it is being ended").on(&self.instance.key))
     }
 
     /// Whether nothing is at work.
@@ -124,14 +147,7 @@ impl Sandbox {
     /// Waits until nothing is at work, and begins. What is returned goes along with every job of the operation, so that
     /// one whose caller has gone is over only when its last job is.
     pub(super) async fn acquire(self: &Arc<Self>) -> Arc<Busy> {
-        loop {
-            let mut changed = pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if let Some(busy) = self.try_acquire() {
-                return busy;
-            }
-            changed.await;
-        }
+        self.until(|| self.try_acquire()).await
     }
 
     /// As [`acquire`](Self::acquire), for so long.
@@ -139,30 +155,34 @@ impl Sandbox {
         tokio::time::timeout(time, self.acquire()).await.ok()
     }
 
-    /// Notes the end that has been reported.
+    /// Notes its end, before it is reported, so that whoever hears of it finds it so.
     pub(super) fn ended(&self, exit: Exit) {
-        {
-            let mut state = self.state.lock();
-            if let Stage::Running(leader) = &state.stage {
-                state.stage = Stage::Ended(exit, Arc::clone(leader));
-            }
+        let mut state = self.state.lock();
+        if let Stage::Running(leader) = &state.stage {
+            state.stage = Stage::Ended(exit, Arc::clone(leader));
         }
+    }
+
+    /// Notes that its end has been reported.
+    pub(super) fn told(&self) {
+        self.told.store(true, Ordering::Release);
         self.changed.notify_waiters();
     }
 
-    /// Waits for so long until the end has been reported. Whether there is no end left to report.
-    pub(super) async fn reported_within(&self, time: Duration) -> bool {
-        let reported = async {
-            loop {
-                let mut changed = pin!(self.changed.notified());
-                changed.as_mut().enable();
-                if self.running().is_none() {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        tokio::time::timeout(time, reported).await.is_ok()
+    /// Whether there is no end left to report.
+    pub(super) fn is_told(&self) -> bool {
+        match &self.state.lock().stage {
+            Stage::New | Stage::Prepared => true,
+            Stage::Running(_) => false,
+            Stage::Ended(..) => self.told.load(Ordering::Acquire),
+        }
+    }
+
+    /// Waits for so long until there is no end left to report.
+    pub(super) async fn told_within(&self, time: Duration) {
+        let told = self.until(|| self.is_told().then_some(()));
+        // Too late is no error: the caller looks again.
+        let _ = tokio::time::timeout(time, told).await;
     }
 }
 

@@ -1,11 +1,12 @@
 //! The system call filter: lists of calls as data, and a compiler that makes a search tree of them.
 //!
-//! When a filter is installed the kernel runs it once for every call number there is, to learn which are always allowed. A
-//! linear list of 300 comparisons makes that half a millisecond per start; a tree costs an eighth.
+//! When a filter is installed the kernel runs it once for every call number there is, to learn which are
+//! always allowed. A linear list of 300 comparisons makes that half a millisecond per start; a tree costs an
+//! eighth.
 //!
-//! The default answers in four ways. What ordinary programs need is allowed. What could reach beyond the sandbox is EPERM. What
-//! is unknown, and thus newer than this list, is ENOSYS, so that programs fall back to what they did before. And five calls
-//! depend on an argument ([`Check`]).
+//! The default answers in four ways. What ordinary programs need is allowed. What could reach beyond the
+//! sandbox is EPERM. What is unknown, and thus newer than this list, is ENOSYS, so that programs fall back to
+//! what they did before. And five calls depend on an argument ([`Check`]).
 
 use std::sync::{Arc, LazyLock};
 
@@ -22,7 +23,8 @@ enum Action {
     Check(Check),
 }
 
-/// Decides by an argument. The kernel takes these arguments as 32 bits wide, whatever the upper half says; so does the filter.
+/// Decides by an argument. The kernel takes these arguments as 32 bits wide, whatever the upper half says; so
+/// does the filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Check {
     /// `clone`: no namespaces. (`clone3` passes its flags in memory, where no filter can see them: ENOSYS.)
@@ -103,7 +105,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getsockopt, libc::SYS_accept4, libc::SYS_recvmmsg, libc::SYS_sendmmsg, libc::SYS_getrandom,
 ];
 
-/// What could reach beyond the sandbox, or has a history of doing so, and what only a machine's administrator needs.
+/// What could reach beyond the sandbox, or has a history of doing so, and what only a machine's administrator
+/// needs.
 #[rustfmt::skip]
 const REFUSED: &[c_long] = &[
     // Mounts, roots and namespaces.
@@ -220,7 +223,8 @@ enum Target {
     Node(usize),
 }
 
-/// Makes a filter. Calls of another architecture, and those of x32 (which lie above all numbers), are unknown ones.
+/// Makes a filter. Calls of another architecture, and those of x32 (which lie above all numbers), are unknown
+/// ones.
 fn compile(rules: &[(u32, Action)]) -> Arc<[Instruction]> {
     let unknown = Action::Fail(libc::ENOSYS);
     let mut assembler = Assembler::default();
@@ -231,7 +235,8 @@ fn compile(rules: &[(u32, Action)]) -> Arc<[Instruction]> {
     assembler.finish()
 }
 
-/// Joins neighbours that are treated alike; each range reaches to the start of the next, the last to the end of numbers.
+/// Joins neighbours that are treated alike; each range reaches to the start of the next, the last to the end
+/// of numbers.
 fn ranges(rules: &[(u32, Action)], unknown: Action) -> Vec<(u32, Action)> {
     let mut sorted = rules.to_vec();
     sorted.sort_by_key(|(number, _)| *number);
@@ -257,7 +262,8 @@ fn ranges(rules: &[(u32, Action)], unknown: Action) -> Vec<(u32, Action)> {
     ranges
 }
 
-/// Instructions with jumps that are not resolved yet. All lead forward: nodes first, what becomes of a call after them.
+/// Instructions with jumps that are not resolved yet. All lead forward: nodes first, what becomes of a call
+/// after them.
 #[derive(Default)]
 struct Assembler {
     instructions: Vec<Instruction>,
@@ -295,7 +301,8 @@ impl Assembler {
         let mut places: Vec<(Action, usize)> = Vec::new();
         for (at, then, otherwise) in std::mem::take(&mut self.jumps) {
             let [then, otherwise] = [then, otherwise].map(|target| self.place(target, &mut places));
-            // Its jumps have 8 bits. The tests compile every filter there is, so a list that outgrows them is noticed.
+            // Its jumps have 8 bits. The tests compile every filter there is, so a list that outgrows them is
+            // noticed.
             let distance =
                 |place: usize| u8::try_from(place - at - 1).expect("a filter of at most 255 instructions");
             self.instructions[at].jump_true = distance(then);
@@ -355,8 +362,8 @@ impl Assembler {
         }
     }
 
-    /// Closes a check with its two verdicts: 0 allows, 1 refuses. Whatever comparison holds leads to one, the last that does not
-    /// to the other.
+    /// Closes a check with its two verdicts: 0 allows, 1 refuses. Whatever comparison holds leads to one, the
+    /// last that does not to the other.
     fn verdict(&mut self, holds: usize, otherwise: usize) {
         let end = self.instructions.len();
         let mut at = end;

@@ -50,8 +50,8 @@ fn naive(number: u32, arguments: [u64; 6], no_sockets: bool) -> u32 {
     }
 }
 
-/// Goal: the tree means what the lists say. Method: interpret it for every number and for arguments on both sides of each rule,
-/// and with junk in the upper half, which the kernel ignores too.
+/// Goal: the tree means what the lists say. Method: interpret it for every number and for arguments on both
+/// sides of each rule, and with junk in the upper half, which the kernel ignores too.
 #[test]
 fn the_tree_decides_as_the_lists_do() {
     let mut values: Vec<u64> = (0..64).map(|bit| 1 << bit).collect();
@@ -110,7 +110,8 @@ fn a_filter_is_small_and_no_call_is_listed_twice() {
     }
 }
 
-/// Goal: the init is not stopped by the filter it installs. Method: each call it makes afterwards, by reading its source.
+/// Goal: the init is not stopped by the filter it installs. Method: each call it makes afterwards, by reading
+/// its source.
 #[test]
 fn the_init_may_do_what_it_has_to() {
     let both = [

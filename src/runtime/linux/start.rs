@@ -11,7 +11,7 @@ use super::zygote::Files;
 use super::{Inner, kernel_error, netns};
 use crate::error::{Error, ErrorKind};
 use crate::runtime::{Instance, Started};
-use crate::spec::{Network, Users};
+use crate::spec::{Network, RootFs, SandboxSpec, Stdio, Users};
 
 /// The pause before a group is claimed again in which an earlier life is being ended.
 const CLEARING_PAUSE: Duration = Duration::from_millis(2);
@@ -76,7 +76,7 @@ fn not_created() -> Error {
 
 impl Inner {
     async fn start(&self, sandbox: &Arc<Sandbox>) -> Result<Started, Error> {
-        let busy = sandbox.acquire().await;
+        let _busy = sandbox.acquire().await;
         sandbox.check_not_ending("start")?;
         match sandbox.state().stage {
             Stage::New => return Err(not_created()),
@@ -87,8 +87,12 @@ impl Inner {
             }
         }
         let zygotes = self.zygotes()?;
-        let (plan, files) = self.prepare(sandbox, &busy).await?;
-        // Once more: what was opened may have taken its time.
+        // A file system that does not answer holds up the open, but not the end of the life: what is opened too late is
+        // closed again.
+        let (plan, files) = tokio::select! {
+            opened = self.prepare(sandbox) => opened?,
+            () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
+        };
         sandbox.check_not_ending("start")?;
         let spawned = zygotes.spawn(&plan, files).await?;
         if spawned.pid <= 1 {
@@ -100,7 +104,7 @@ impl Inner {
         if let Err(error) = self.exits.watch(sandbox.instance.life, &leader) {
             // Not known to run, since nobody would hear of its end.
             sandbox.change(|state| state.stage = Stage::Prepared);
-            drop(rustix::process::pidfd_send_signal(&leader.pidfd, rustix::process::Signal::KILL));
+            let _ = rustix::process::pidfd_send_signal(&leader.pidfd, rustix::process::Signal::KILL);
             while !leader.has_ended() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -111,11 +115,11 @@ impl Inner {
     }
 
     /// Opens everything that the spawn needs.
-    async fn prepare(&self, sandbox: &Arc<Sandbox>, busy: &Arc<Busy>) -> Result<(Plan, Files), Error> {
-        let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), Arc::clone(busy));
+    async fn prepare(&self, sandbox: &Arc<Sandbox>) -> Result<(Plan, Files), Error> {
+        let (tree, sandbox) = (Arc::clone(&self.tree), Arc::clone(sandbox));
+        let workers = if names_paths(&sandbox.instance.spec) { &self.openers } else { &self.workers };
         let networks = Arc::clone(&self.networks);
         let open = move || {
-            let _busy = busy;
             let instance = &sandbox.instance;
             let number = sandbox.state().group;
             let group = number.and_then(|number| tree.open(&instance.key, number).transpose()).transpose();
@@ -135,8 +139,17 @@ impl Inner {
             let plan = Plan::new(instance, id_map(&sandbox), given)?;
             Ok((plan, Files { group, network }))
         };
-        self.workers.run(open).await?
+        workers.run(open).await?
     }
+}
+
+/// Whether a start opens paths that somebody else chose.
+fn names_paths(spec: &SandboxSpec) -> bool {
+    let stdio = spec.process.as_ref().map(|process| &process.stdio);
+    matches!(spec.root, RootFs::Directory { .. })
+        || matches!(spec.network, Network::Join(_))
+        || !spec.mounts.is_empty()
+        || stdio.is_some_and(|stdio| *stdio != Stdio::default())
 }
 
 /// The IDs of a life; nothing for the host's own.

@@ -14,7 +14,8 @@
 //!  ├─────────────────────────────▶│ wait4
 //! ```
 //!
-//! A zygote is single-threaded and waits for no child. One per core is as fast as it gets; the kernel's work is all there is.
+//! A zygote is single-threaded and waits for no child. One per core is as fast as it gets; the kernel's work
+//! is all there is.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +26,7 @@ use parking_lot::RwLock;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
-use super::channel::{Launching, Lost, Newborn, Process, init_file};
+use super::channel::{Launching, Newborn, Process, Unasked, init_file};
 use super::failure;
 use super::plan::Plan;
 use super::protocol::{Kind, Reader, Report, Step};
@@ -47,7 +48,9 @@ pub(super) struct Groups {
     pub(super) root: OwnedFd,
     /// The group in it where the zygotes are.
     pub(super) leaf: OwnedFd,
-    /// The root's own parent, where the zygotes go when all is over.
+    /// Where the zygotes go when all is over, so that leaf and root can be removed: the root's own parent, or
+    /// any other that may hold processes. Where controllers are enabled below the parent, as on pure cgroup
+    /// v2, it may not; the group that this program is in always may.
     pub(super) parent: OwnedFd,
 }
 
@@ -81,8 +84,9 @@ pub(super) struct Zygotes {
 }
 
 impl Zygotes {
-    /// Starts `count` zygotes and waits until they are ready, some ten milliseconds. Must be called inside a tokio runtime,
-    /// which then watches them.
+    /// Starts `count` zygotes and waits until they are ready, some ten milliseconds. Must be called inside a
+    /// tokio runtime, which then watches them. After an error the groups may be gone: a zygote that was ready
+    /// has cleaned up.
     ///
     /// # Errors
     /// - [`ErrorKind::PermissionDenied`]: a right is missing.
@@ -116,8 +120,8 @@ impl Zygotes {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidArgument`]: the program, its working directory or a mount's target is not there.
-    /// - [`ErrorKind::FailedPrecondition`], [`ErrorKind::PermissionDenied`], [`ErrorKind::ResourceExhausted`]: the kernel
-    ///   refuses a step, which the error names. Nothing is left.
+    /// - [`ErrorKind::FailedPrecondition`], [`ErrorKind::PermissionDenied`],
+    ///   [`ErrorKind::ResourceExhausted`]: the kernel refuses a step, which the error names. Nothing is left.
     /// - [`ErrorKind::Unavailable`]: the zygote has ended meanwhile. Another takes its place.
     pub(super) async fn spawn(&self, plan: &Plan, files: Files) -> Result<Spawned, Error> {
         let zygote = self.pick().ok_or_else(|| lost(plan))?;
@@ -135,13 +139,15 @@ impl Zygotes {
         drop(write);
         // The leader has a copy of its mounts, or never will. It ends by itself from here.
         drop(builder);
-        let leader =
-            answer.map_err(|Lost| lost(plan))?.map_err(|report| failure::start_failed(plan, report))?;
+        let leader = answer
+            .map_err(|unasked| not_asked(plan, unasked))?
+            .map_err(|report| failure::start_failed(plan, report))?;
         finish(plan, report, leader).await
     }
 
-    /// Lets the remains of an ended leader go: to be called once its pidfd is readable and `/proc/PID/stat` has been read.
-    /// Does not block, and does nothing for a zygote that is gone: its children are reaped by whoever inherited them.
+    /// Lets the remains of an ended leader go: to be called once its pidfd is readable and `/proc/PID/stat`
+    /// has been read. Does not block, and does nothing for a zygote that is gone: its children are reaped by
+    /// whoever inherited them.
     pub(super) fn reap(&self, zygote: ZygoteId, pid: u32) {
         let process =
             self.slots.iter().map(|slot| Arc::clone(&slot.read())).find(|process| process.id == zygote);
@@ -219,6 +225,19 @@ fn lost(plan: &Plan) -> Error {
         .retry_after(Duration::from_millis(20))
 }
 
+fn not_asked(plan: &Plan, unasked: Unasked) -> Error {
+    match unasked {
+        Unasked::Lost => lost(plan),
+        Unasked::Refused(error) => {
+            let found = "the request to its zygote was refused";
+            Error::new(ErrorKind::ResourceExhausted, "start", found)
+                .caused_by(error)
+                .remedy("raise net.core.wmem_max, or give this program CAP_NET_ADMIN")
+                .on(&plan.key)
+        }
+    }
+}
+
 fn network<'a>(plan: &Plan, files: &'a Files) -> Result<Option<BorrowedFd<'a>>, Error> {
     match (plan.takes_network, &files.network) {
         (true, Some(network)) => Ok(Some(network.as_fd())),
@@ -249,7 +268,9 @@ async fn build(zygote: &Process, plan: &Plan, body: &[u8], files: &Files) -> Res
     let answer = zygote.request(Kind::Build, body, &fds).await;
     drop(fds);
     drop(write);
-    let builder = answer.map_err(|Lost| lost(plan))?.map_err(|report| failure::start_failed(plan, report))?;
+    let builder = answer
+        .map_err(|unasked| not_asked(plan, unasked))?
+        .map_err(|report| failure::start_failed(plan, report))?;
     match read_report(&report).await {
         Some(report) if report.step == Step::Built as u32 => Ok(builder),
         report => {

@@ -1,9 +1,9 @@
 //! A builder: makes the mount tree of a sandbox that has a root or mounts of its own.
 //!
-//! It works in a mount namespace that the host's user namespace owns, on trees that the host has opened. When the tree stands
-//! it reports so and waits for its end. A leader is then cloned from within this mount namespace: the clone into a lesser user
-//! namespace locks every mount, which a leader that mounted for itself could not do. And only a builder hangs when a file
-//! system does.
+//! It works in a mount namespace that the host's user namespace owns, on trees that the host has opened. When
+//! the tree stands it reports so and waits for its end. A leader is then cloned from within this mount
+//! namespace: the clone into a lesser user namespace locks every mount, which a leader that mounted for
+//! itself could not do. And only a builder hangs when a file system does.
 
 use core::ffi::CStr;
 
@@ -71,7 +71,8 @@ fn attach_root(tree: Fd) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Shows a directory of the template in the new root, wherever the root's links lead, but never outside of it.
+/// Shows a directory of the template in the new root, wherever the root's links lead, but never outside of
+/// it.
 fn bind(root: Fd, path: &CStr) -> Result<(), sys::Errno> {
     let tree = sys::open_tree(path, true)?;
     let target = sys::open_in_root(root, path)?;
@@ -81,8 +82,8 @@ fn bind(root: Fd, path: &CStr) -> Result<(), sys::Errno> {
     Ok(())
 }
 
-/// Mounts a file system inside the new root. The kernel resolves a mount's target by itself, links and all; standing on it
-/// keeps that inside.
+/// Mounts a file system inside the new root. The kernel resolves a mount's target by itself, links and all;
+/// standing on it keeps that inside.
 fn mount_inside(root: Fd, kind: &CStr, target: &CStr, flags: usize, data: &CStr) -> Result<(), sys::Errno> {
     let target = sys::open_in_root(root, target)?;
     let mounted = sys::plain(sys::FCHDIR, [target as usize, 0, 0, 0, 0])

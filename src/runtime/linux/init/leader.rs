@@ -1,4 +1,5 @@
-//! A leader: PID 1 of a sandbox. It sets the sandbox up from inside, starts the main process, and is its init.
+//! A leader: PID 1 of a sandbox. It sets the sandbox up from inside, starts the main process, and is its
+//! init.
 
 use core::ffi::CStr;
 
@@ -31,8 +32,8 @@ const CAP_KILL: u64 = 1 << 5;
 pub(crate) const REPORT: Fd = 3;
 const RELEASE: Fd = 4;
 
-/// Signals that the init passes on: all that ask for something. Not those that the kernel sends for faults, nor SIGCHLD, nor
-/// those that would stop a process.
+/// Signals that the init passes on: all that ask for something. Not those that the kernel sends for faults,
+/// nor SIGCHLD, nor those that would stop a process.
 const FORWARDED: [u32; 8] = [1, 2, 3, 10, 12, 15, 18, 28];
 const TERM: u32 = 15;
 const INT: u32 = 2;
@@ -153,9 +154,12 @@ fn unless_absent(mounted: sys::Outcome) -> Result<bool, sys::Errno> {
     }
 }
 
-/// Gives up what neither the init nor the main process needs; a child inherits all of it. The filter goes last of what can
-/// be checked here, and allows what is still to be done.
+/// Gives up what neither the init nor the main process needs; a child inherits all of it. The filter goes
+/// last of what can be checked here, and allows what is still to be done.
 fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
+    // Before there is a main process: it may run before this one has dropped its own capabilities, and must
+    // not reach them.
+    let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
     for capability in 0..CAPABILITIES {
         if plan.has(flag::PROCESS) && plan.fixed.kept_capabilities >> capability & 1 == 1 {
             continue;
@@ -171,7 +175,7 @@ fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
     }
     let filter = plan.filter.bytes();
     if filter.is_empty() {
-        return Ok(());
+        return own_keyring();
     }
     #[repr(C)]
     struct Program {
@@ -186,13 +190,21 @@ fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Leaves the keyring that all sandboxes of a zygote have in common. With the filter, no call reaches it.
+fn own_keyring() -> Result<(), Failure> {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    match sys::plain(sys::KEYCTL, [JOIN_SESSION_KEYRING, 0, 0, 0, 0]) {
+        // A kernel without keyrings.
+        Ok(_) | Err(sys::ENOSYS) => Ok(()),
+        Err(errno) => Err((Step::Keyring, errno)),
+    }
+}
+
 /// Starts the main process, if there is one, and says who it is.
 fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
     if !plan.has(flag::PROCESS) {
         sys::set_capabilities(0, 0).at(Step::InitCapabilities)?;
-        let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
-        report(Report { step: Step::Ready as u32, errno: 0 });
-        let _ = sys::close_from(0);
+        ready();
         return Ok(None);
     }
     let mut process = MainProcess::new(plan);
@@ -201,11 +213,17 @@ fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
         return Err(process.execute());
     }
     let pid = main_process::start(&mut process)?;
-    let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
     sys::set_capabilities(CAP_KILL, 0).at(Step::InitCapabilities)?;
-    report(Report { step: Step::Ready as u32, errno: 0 });
-    let _ = sys::close_from(0);
+    ready();
     Ok(Some(pid))
+}
+
+/// Says that the set-up is done, and holds no descriptor from then on.
+fn ready() {
+    // By range, since that is what the filter of a pause leader allows.
+    let _ = sys::close_range(0, REPORT - 1);
+    report(Report { step: Step::Ready as u32, errno: 0 });
+    let _ = sys::close_from(REPORT);
 }
 
 /// The init of a sandbox: reaps, passes signals on, and ends with the main process.
@@ -243,6 +261,6 @@ fn end_as(wait_status: u32) -> ! {
     sys::exit(if signal == 0 { wait_status >> 8 & 0xff } else { 128 + signal })
 }
 
-/// Another descriptor of /dev/null, while those below 3 are being replaced. The host's network, which had this number, is not
-/// for a leader.
+/// Another descriptor of /dev/null, while those below 3 are being replaced. The host's network, which had
+/// this number, is not for a leader.
 const NULL_COPY: Fd = 9;

@@ -1,5 +1,5 @@
-//! The init: a freestanding program of some ten kilobytes. It runs as zygote, and a zygote's children go straight on in it
-//! as builders of mount trees and as PID 1 of sandboxes, without executing anything.
+//! The init: a freestanding program of some ten kilobytes. It runs as zygote, and a zygote's children go
+//! straight on in it as builders of mount trees and as PID 1 of sandboxes, without executing anything.
 //!
 //! ```text
 //! host ──SOCK_SEQPACKET── zygote ──clone3──┬── leader: sets itself up, then is the sandbox's init
@@ -7,8 +7,8 @@
 //!                                          └── builder: makes a mount tree, and is ended when a leader has copied it
 //! ```
 //!
-//! There is one thread, no allocation and no unwinding. A zygote never waits for a child: whatever can hang, a dead file
-//! system above all, hangs in a child of its own, and that child's host waits for it.
+//! There is one thread, no allocation and no unwinding. A zygote never waits for a child: whatever can hang,
+//! a dead file system above all, hangs in a child of its own, and that child's host waits for it.
 
 #![no_std]
 #![no_main]

@@ -8,7 +8,8 @@ use crate::sys::{self, Errno, pr};
 use crate::zygote::pointer;
 use crate::{At, Failure, leader};
 
-/// Pointers to arguments and variables, each list closed by a null. A zygote never touches this memory, so it has none.
+/// Pointers to arguments and variables, each list closed by a null. A zygote never touches this memory, so it
+/// has none.
 static mut ARGUMENTS: [*const c_char; MAX_STRINGS + 1] = [null(); MAX_STRINGS + 1];
 static mut VARIABLES: [*const c_char; MAX_STRINGS + 1] = [null(); MAX_STRINGS + 1];
 
@@ -132,14 +133,14 @@ unsafe fn fill(list: *mut [*const c_char; MAX_STRINGS + 1], texts: Texts<'_>) ->
     list.as_ptr()
 }
 
-/// Starts it, and waits until it has executed its program. The two share memory until then, so that nothing is copied and a
-/// failure needs no channel of its own; the init stands still.
+/// Starts it, and waits until it has executed its program. The two share memory until then, so that nothing
+/// is copied and a failure needs no channel of its own; the init stands still.
 pub(crate) fn start(process: &mut MainProcess<'_>) -> Result<u32, Failure> {
     let process: *mut MainProcess<'_> = process;
-    // SAFETY: the stack is used once in a process's life, by this child. `run_main` gets what it expects. The caller's frame
-    // stays where it is until the child has executed or ended.
+    // SAFETY: the stack is used once in a process's life, by this child. `run_main` gets what it expects. The
+    // caller's frame stays where it is until the child has executed or ended.
     let pid = unsafe {
-        let top = (&raw mut STACK).cast::<u8>().add(size_of::<Stack>());
+        let top = (&raw mut STACK.0).cast::<u8>().add(size_of::<Stack>());
         sys::vfork_on(top, run_main, process.cast::<u8>().cast_const())
     }
     .at(Step::Fork)?;

@@ -32,10 +32,13 @@ pub(crate) fn clean_up() -> ! {
         }
         sys::sleep_milliseconds(ROUND_MILLISECONDS);
     }
-    // Out of the leaf, so that it can be removed; whoever is last removes it. A parent that may hold no process keeps the leaf.
+    // Out of the leaf, so that it can be removed; whoever is last removes it. If no process may be there, the
+    // leaf stays.
     let _ = sys::write_at(PARENT, c"cgroup.procs", b"0");
     remove_by_inode(ROOT, leaf);
-    remove_by_inode(PARENT, inode(ROOT, c"").ok());
+    if let Ok(above) = open_dir(ROOT, c"..") {
+        remove_by_inode(above, inode(ROOT, c"").ok());
+    }
     sys::exit(0)
 }
 
@@ -88,8 +91,7 @@ fn inode(fd: Fd, path: &CStr) -> Result<u64, Errno> {
     let arguments = [fd as usize, path.as_ptr() as usize, stat.as_mut_ptr() as usize, EMPTY_PATH, 0];
     // SAFETY: a NUL-terminated string, and room for the 144 bytes of a struct stat.
     unsafe { sys::call(sys::NEWFSTATAT, arguments) }?;
-    // SAFETY: the kernel wrote it behind the compiler's back.
-    Ok(unsafe { (&raw const stat[1]).read_volatile() })
+    Ok(stat[1])
 }
 
 /// Calls `each` with the name and inode of every directory in a directory, but `.` and `..`.

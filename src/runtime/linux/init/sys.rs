@@ -17,7 +17,7 @@ calls! {
     READ = 0, WRITE = 1, CLOSE = 3, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, MADVISE = 28, PAUSE = 34,
     NANOSLEEP = 35, SENDMSG = 46, RECVMSG = 47, CLONE = 56, EXECVE = 59, WAIT4 = 61, KILL = 62, CHDIR = 80,
     FCHDIR = 81, UMASK = 95, SETSID = 112, SETGROUPS = 116, SETRESUID = 117, SETRESGID = 119, CAPSET = 126,
-    RT_SIGTIMEDWAIT = 128, PIVOT_ROOT = 155, PRCTL = 157, MOUNT = 165, UMOUNT2 = 166, SETHOSTNAME = 170,
+    RT_SIGTIMEDWAIT = 128, PIVOT_ROOT = 155, PRCTL = 157, CHROOT = 161, MOUNT = 165, UMOUNT2 = 166, SETHOSTNAME = 170,
     GETDENTS64 = 217, EXIT_GROUP = 231, OPENAT = 257, MKDIRAT = 258, NEWFSTATAT = 262, UNLINKAT = 263, SYMLINKAT = 266,
     UNSHARE = 272, DUP3 = 292, PIPE2 = 293, PRLIMIT64 = 302, SETNS = 308, SECCOMP = 317, OPEN_TREE = 428, MOVE_MOUNT = 429,
     CLONE3 = 435, CLOSE_RANGE = 436, OPENAT2 = 437, KEYCTL = 250,
@@ -69,8 +69,9 @@ global_asm!(
     "movzbl -1(%rsi), %ecx",
     "sub %ecx, %eax",
     "2: ret",
-    // clone_on_stack(flags, stack top, function, argument): the child calls the function on the stack. r12 and r13 carry what
-    // it needs over the call, since the child's stack is empty; the parent gives them back as it found them.
+    // clone_on_stack(flags, stack top, function, argument): the child calls the function on the stack. r12
+    // and r13 carry what it needs over the call, since the child's stack is empty; the parent gives them back
+    // as it found them.
     ".globl clone_on_stack",
     "clone_on_stack:",
     "push %r12",
@@ -104,12 +105,12 @@ unsafe extern "C" {
     ) -> isize;
 }
 
-/// Clones with `CLONE_VM | CLONE_VFORK`: the child runs `run(argument)` on `stack`, and this returns when it has executed
-/// a program or ended.
+/// Clones with `CLONE_VM | CLONE_VFORK`: the child runs `run(argument)` on `stack`, and this returns when it
+/// has executed a program or ended.
 ///
 /// # Safety
-/// `stack` is the upper end, aligned to 16, of memory that nothing else uses until then. `run` may use what `argument`
-/// points to, and shares all memory with the caller.
+/// `stack` is the upper end, aligned to 16, of memory that nothing else uses until then. `run` may use what
+/// `argument` points to, and shares all memory with the caller.
 pub(crate) unsafe fn vfork_on(
     stack: *mut u8,
     run: extern "C" fn(*const u8) -> !,
@@ -121,7 +122,8 @@ pub(crate) unsafe fn vfork_on(
     outcome(unsafe { clone_on_stack(CLONE_VM | CLONE_VFORK | SIGCHLD as usize, stack, run, argument) })
 }
 
-/// One system call.
+/// One system call. For the compiler it may write to whatever an address was taken of, so results are read as
+/// they are.
 ///
 /// # Safety
 /// The arguments that are addresses point to memory of the size and kind that this call reads or writes.
@@ -129,8 +131,8 @@ pub(crate) unsafe fn vfork_on(
 pub(crate) unsafe fn call(number: usize, arguments: [usize; 5]) -> Outcome {
     let [a, b, c, d, e] = arguments;
     let result: isize;
-    // SAFETY: the kernel's calling convention: it clobbers rcx and r11 and returns in rax; the rest is the caller's promise.
-    // The sixth argument is used by none of our calls, and zero for those that have one.
+    // SAFETY: the kernel's calling convention: it clobbers rcx and r11 and returns in rax; the rest is the
+    // caller's promise. The sixth argument is used by none of our calls, and zero for those that have one.
     unsafe {
         asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
             in("r8") e, in("r9") 0, lateout("rcx") _, lateout("r11") _, options(nostack));
@@ -155,6 +157,7 @@ pub(crate) const EACCES: Errno = 13;
 pub(crate) const ENOTDIR: Errno = 20;
 pub(crate) const EINVAL: Errno = 22;
 pub(crate) const ENAMETOOLONG: Errno = 36;
+pub(crate) const ENOSYS: Errno = 38;
 
 pub(crate) const SIGKILL: u32 = 9;
 pub(crate) const SIGCHLD: u32 = 17;
@@ -166,7 +169,12 @@ pub(crate) fn close(fd: Fd) {
 
 /// Closes every descriptor from this number on.
 pub(crate) fn close_from(first: Fd) -> Outcome {
-    plain(CLOSE_RANGE, [first as usize, u32::MAX as usize, 0, 0, 0])
+    close_range(first, Fd::MAX)
+}
+
+/// Closes the descriptors of these numbers, both included.
+pub(crate) fn close_range(first: Fd, last: Fd) -> Outcome {
+    plain(CLOSE_RANGE, [first as usize, last as usize, 0, 0, 0])
 }
 
 pub(crate) const O_WRONLY: usize = 1;
@@ -235,6 +243,7 @@ pub(crate) mod ms {
     pub(crate) const NOEXEC: usize = 8;
     pub(crate) const REMOUNT: usize = 32;
     pub(crate) const BIND: usize = 4096;
+    pub(crate) const MOVE: usize = 8192;
     pub(crate) const REC: usize = 16384;
     pub(crate) const PRIVATE: usize = 1 << 18;
 }
@@ -256,6 +265,12 @@ pub(crate) fn pivot_to_working_dir() -> Outcome {
         call(UMOUNT2, [here, MNT_DETACH, 0, 0, 0])?;
     }
     change_dir(c"/")
+}
+
+/// Makes the working directory the root of this process.
+pub(crate) fn change_root_here() -> Outcome {
+    // SAFETY: a NUL-terminated string.
+    unsafe { call(CHROOT, [c".".as_ptr() as usize, 0, 0, 0, 0]) }
 }
 
 pub(crate) const OPEN_TREE_CLONE: usize = 1;
@@ -341,11 +356,9 @@ pub(crate) fn clone3(namespaces: u64, group: Option<Fd>) -> Result<Option<(u32, 
         cgroup: group.unwrap_or(0) as u64,
         ..CloneArguments::default()
     };
-    // SAFETY: a structure of the given size; the pidfd is written to a place that outlives the call. The child has a copy of
-    // all memory, this stack included, so that both may go on.
+    // SAFETY: a structure of the given size; the pidfd is written to a place that outlives the call. The
+    // child has a copy of all memory, this stack included, so that both may go on.
     let pid = unsafe { call(CLONE3, [&raw const arguments as usize, size_of::<CloneArguments>(), 0, 0, 0]) }?;
-    // SAFETY: the kernel wrote it behind the compiler's back.
-    let pidfd = unsafe { (&raw const pidfd).read_volatile() };
     Ok(if pid == 0 { None } else { Some((pid as u32, pidfd)) })
 }
 
@@ -366,8 +379,7 @@ pub(crate) fn wait(pid: i32, no_hang: bool) -> Result<(u32, u32), Errno> {
     let arguments = [pid as usize, &raw mut status as usize, usize::from(no_hang), 0, 0];
     // SAFETY: the status is written to a place that outlives the call; no resource usage is asked for.
     let who = unsafe { call(WAIT4, arguments) }?;
-    // SAFETY: the kernel wrote it behind the compiler's back.
-    Ok((who as u32, unsafe { (&raw const status).read_volatile() }))
+    Ok((who as u32, status))
 }
 
 pub(crate) fn sleep_milliseconds(milliseconds: u64) {
@@ -391,8 +403,8 @@ pub(crate) fn wait_signal(mask: u64) -> Result<u32, Errno> {
 
 pub(crate) fn default_action(signal: u32) {
     let action = [0_u64; 4];
-    // SAFETY: a structure of this size to read; the old action is not asked for. It fails for SIGKILL and SIGSTOP only, which
-    // nobody can change.
+    // SAFETY: a structure of this size to read; the old action is not asked for. It fails for SIGKILL and
+    // SIGSTOP only, which nobody can change.
     let _ = unsafe { call(RT_SIGACTION, [signal as usize, action.as_ptr() as usize, 0, 8, 0]) };
 }
 
@@ -412,7 +424,8 @@ pub(crate) fn prctl(option: usize, value: usize, third: usize) -> Outcome {
 
 /// Names this process, in `/proc/PID/comm`.
 pub(crate) fn set_name(name: *const c_char) {
-    // SAFETY: every caller passes a NUL-terminated string, of which at most 16 bytes are read. It cannot fail.
+    // SAFETY: every caller passes a NUL-terminated string, of which at most 16 bytes are read. It cannot
+    // fail.
     let _ = unsafe { call(PRCTL, [pr::SET_NAME, name as usize, 0, 0, 0]) };
 }
 

@@ -1,7 +1,7 @@
 //! The mount tree that every sandbox starts from, made once per zygote.
 //!
-//! A clone into new mount and user namespaces copies these dozen mounts and locks each copy, so that the sandbox can undo none.
-//! That is far cheaper than building a tree each time.
+//! A clone into new mount and user namespaces copies these dozen mounts and locks each copy, so that the
+//! sandbox can undo none. That is far cheaper than building a tree each time.
 
 use core::ffi::CStr;
 
@@ -37,7 +37,8 @@ const LINKS: [(&CStr, &CStr); 5] = [
 pub(crate) fn build() -> Result<(), Failure> {
     sys::unshare(sys::ns::MOUNT).at(Step::OwnMounts)?;
     sys::mount(c"", c"/", c"", ms::REC | ms::PRIVATE, c"").at(Step::OwnMounts)?;
-    // /proc surely is a directory, since the zygote was executed through it, and unlike /dev it is not needed below.
+    // /proc surely is a directory, since the zygote was executed through it, and unlike /dev it is not needed
+    // below.
     sys::mount(c"tmpfs", c"/proc", c"tmpfs", ms::NOSUID | ms::NODEV, c"mode=0755,size=64k")
         .at(Step::Template)?;
     sys::change_dir(c"/proc").at(Step::Template)?;
@@ -51,13 +52,26 @@ pub(crate) fn build() -> Result<(), Failure> {
         bind_device(device, path).at(Step::Devices)?;
     }
     mount_dead_proc()?;
-    sys::pivot_to_working_dir().at(Step::Pivot)?;
+    match sys::pivot_to_working_dir() {
+        // The host's root is the initial ramfs, or no mount at all. Then the tree goes on top of it, which
+        // from below a lesser user namespace cannot be lifted either.
+        Err(sys::EINVAL) => cover_root(),
+        other => other,
+    }
+    .at(Step::Pivot)?;
     let sealed = ms::REMOUNT | ms::BIND | ms::RDONLY | ms::NOSUID | ms::NODEV;
     sys::mount(c"", c"/", c"", sealed, c"").at(Step::Template)?;
     Ok(())
 }
 
-/// Shows a device of the host. Read-only concerns its inode: it can be written to, but not given away or made executable.
+fn cover_root() -> sys::Outcome {
+    sys::mount(c".", c"/", c"", ms::MOVE, c"")?;
+    sys::change_root_here()?;
+    sys::change_dir(c"/")
+}
+
+/// Shows a device of the host. Read-only concerns its inode: it can be written to, but not given away or made
+/// executable.
 fn bind_device(device: &CStr, path: &CStr) -> sys::Outcome {
     let file = sys::open_at(AT_FDCWD, path, sys::O_CREAT | sys::O_WRONLY | sys::O_CLOEXEC)?;
     sys::close(file);
@@ -65,8 +79,9 @@ fn bind_device(device: &CStr, path: &CStr) -> sys::Outcome {
     sys::mount(c"", path, c"", ms::REMOUNT | ms::BIND | ms::RDONLY | ms::NOSUID | ms::NOEXEC, c"")
 }
 
-/// Mounts the proc of a PID namespace that has ended. It lists no process, ever; and it is what the kernel wants to see whole
-/// in a mount namespace before it lets a sandbox mount a proc of its own. Therefore nothing may be mounted below it.
+/// Mounts the proc of a PID namespace that has ended. It lists no process, ever; and it is what the kernel
+/// wants to see whole in a mount namespace before it lets a sandbox mount a proc of its own. Therefore
+/// nothing may be mounted below it.
 fn mount_dead_proc() -> Result<(), Failure> {
     let Some((pid, pidfd)) = sys::clone3(sys::ns::PID, None).at(Step::DeadProc)? else {
         let flags = ms::NOSUID | ms::NODEV | ms::NOEXEC;

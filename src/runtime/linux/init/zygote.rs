@@ -9,8 +9,8 @@ use crate::protocol::{
 use crate::sys::{self, Errno, Fd, ns};
 use crate::{At, Failure, builder, leader, orphan, report_of, template};
 
-// Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request lies above
-// them, and a child can put it at its place by number without treading on another.
+// Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request
+// lies above them, and a child can put it at its place by number without treading on another.
 pub(crate) const CONTROL: Fd = 0;
 /// /dev/null, for reading and writing.
 pub(crate) const NULL: Fd = 1;
@@ -18,7 +18,7 @@ pub(crate) const NULL: Fd = 1;
 const NULL_AGAIN: Fd = 2;
 /// The host's /proc.
 pub(crate) const PROC: Fd = 3;
-/// The keeper's root cgroup, the zygotes' leaf in it, and the root's parent.
+/// The keeper's root cgroup, the zygotes' leaf in it, and where to go when all is over.
 pub(crate) const ROOT: Fd = 4;
 pub(crate) const LEAF: Fd = 5;
 pub(crate) const PARENT: Fd = 6;
@@ -105,7 +105,8 @@ fn set_up(message: &[u8], fds: &mut Received) -> Result<(), Failure> {
     sys::write_at(LEAF, c"cgroup.procs", b"0").at(Step::JoinLeaf)?;
     sys::plain(sys::SETSID, [0; 5]).at(Step::Session)?;
     let _ = sys::plain(sys::UMASK, [0o022, 0, 0, 0, 0]);
-    // The session keyring that was inherited may hold the host's keys. Kernels without keyrings have nothing to leave.
+    // The session keyring that was inherited may hold the host's keys. Kernels without keyrings have nothing
+    // to leave.
     let _ = sys::plain(sys::KEYCTL, [1, 0, 0, 0, 0]);
     keep(template::own_namespace(PROC, c"self/ns/net"), HOST_NETWORK).at(Step::OwnNetwork)?;
     sys::unshare(ns::NET).at(Step::OwnNetwork)?;
@@ -191,8 +192,9 @@ fn spawn(body: &[u8], mut fds: Received) -> Result<(u32, Fd), Failure> {
 
 /// Clones a leader from within the namespaces that it is to inherit, and comes back.
 ///
-/// A network namespace from the host's pool belongs to the host's user namespace: a child could not join it from its own.
-/// And mounts become locked by being copied into a lesser user namespace, so a tree must stand before the clone.
+/// A network namespace from the host's pool belongs to the host's user namespace: a child could not join it
+/// from its own. And mounts become locked by being copied into a lesser user namespace, so a tree must stand
+/// before the clone.
 fn spawn_in(
     plan: &Decoded<'_>,
     network: Option<Fd>,
@@ -224,7 +226,8 @@ fn spawn_in(
     }
     let back = enter(network.map(|_| OWN_NETWORK), built.map(|_| OWN_MOUNTS));
     if back.is_err() {
-        // In the wrong namespaces it could only do harm. The host starts another zygote; the sandboxes live on.
+        // In the wrong namespaces it could only do harm. The host starts another zygote; the sandboxes live
+        // on.
         sys::exit(2);
     }
     Ok(made?.unwrap_or((0, -1)))
@@ -358,9 +361,6 @@ fn receive(buffer: &mut [u8]) -> Result<(usize, Received), Errno> {
     let length = unsafe {
         sys::call(sys::RECVMSG, [CONTROL as usize, &raw mut message as usize, CLOSE_ON_EXEC, 0, 0])
     }?;
-    // SAFETY: the kernel filled in both behind the compiler's back.
-    let (message, control) =
-        unsafe { ((&raw const message).read_volatile(), (&raw const control).read_volatile()) };
     let has_fds =
         message.control_length >= CONTROL_HEADER && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
     let count = if has_fds { control.length.saturating_sub(CONTROL_HEADER) / size_of::<Fd>() } else { 0 };

@@ -355,13 +355,16 @@ impl Shell {
             Outcome::Failed(cause) => Err(self.explain(cause)),
         };
         let replies = self.cell.waiters(|waiters| waiters.take(op));
-        if self.shutdown == Some(op) {
+        let shutdown = self.shutdown == Some(op);
+        if shutdown {
             self.shutdown = None;
-            if result.is_ok() {
-                // Whoever hears "gone" may define the same ID in the same instant: the registry must know it first.
-                self.farewell.extend(replies.into_iter().map(|reply| (reply, result.clone())));
-                return;
-            }
+        }
+        if self.cell.lifecycle().phase() == Phase::Gone {
+            // Whoever hears of the end may define the same ID in the same instant: the registry must know it first.
+            self.farewell.extend(replies.into_iter().map(|reply| (reply, result.clone())));
+            return;
+        }
+        if shutdown {
             self.cell.waiters(|waiters| waiters.settle_shutdown(&result));
         }
         for reply in replies {

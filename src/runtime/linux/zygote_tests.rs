@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -187,14 +187,9 @@ async fn a_dead_zygote_is_replaced_and_its_sandboxes_live_on() {
 /// Names the process that [`no_process_and_no_cgroup_outlives_a_killed_host`] kills.
 const HOST: &str = "SANDKEEPER_TEST_HOST";
 
-/// Not a test: the host in one, with sandboxes of both kinds. Tells its cgroup root and their pids, and waits
-/// to be killed.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by no_process_and_no_cgroup_outlives_a_killed_host"]
-async fn a_host_to_kill() {
-    if std::env::var_os(HOST).is_none() {
-        return;
-    }
+/// A host with sandboxes of both kinds. Tells its cgroup root and their pids, and waits to be killed.
+#[tokio::main]
+async fn host_to_kill() {
     let rig = Rig::new(2);
     let mut pids = rig.zygotes.pids();
     for spec in [
@@ -214,8 +209,15 @@ async fn a_host_to_kill() {
 #[test]
 fn no_process_and_no_cgroup_outlives_a_killed_host() {
     use std::io::BufRead;
+    if std::env::var_os(HOST).is_some() {
+        return host_to_kill();
+    }
     let mut host = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", "runtime::linux::zygote::tests::a_host_to_kill"])
+        .args([
+            "--exact",
+            "--nocapture",
+            "runtime::linux::zygote::tests::no_process_and_no_cgroup_outlives_a_killed_host",
+        ])
         .env(HOST, "1")
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -331,76 +333,6 @@ async fn every_kind_of_network_is_entered_and_left() {
         }
     }
     assert!(seen.len() >= 4, "{seen:?}");
-}
-
-/// Not a benchmark: tells roughly what a start takes, for whoever changes something here.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "prints figures, asserts nothing"]
-async fn how_long_a_start_takes() {
-    let rig = Rig::new(2);
-    let network = Arc::new(new_network());
-    let none = || SandboxSpec { network: crate::spec::Network::None, ..SandboxSpec::default() };
-    let cases: [(&str, SandboxSpec, PlanNetwork); 5] = [
-        ("pause, given network", SandboxSpec::default(), PlanNetwork::Given),
-        ("pause, fresh network", SandboxSpec::default(), PlanNetwork::Fresh),
-        ("pause, no network", none(), PlanNetwork::Host),
-        (
-            "pause, given, no filter",
-            {
-                let mut spec = SandboxSpec::default();
-                spec.isolation.no_seccomp = true;
-                spec
-            },
-            PlanNetwork::Given,
-        ),
-        (
-            "true, host root, given network",
-            SandboxSpec { process: Some(ProcessSpec::new(["/bin/true"])), ..shell("") },
-            PlanNetwork::Given,
-        ),
-    ];
-    for (name, spec, kind) in cases {
-        let mut times = Vec::new();
-        for _ in 0..300 {
-            let given = (kind == PlanNetwork::Given).then(|| Arc::clone(&network));
-            let files = Files { group: rig.group(), network: given };
-            let begun = Instant::now();
-            let plan = ok(plan_with(spec.clone(), kind));
-            let spawned = ok(rig.zygotes.spawn(&plan, files).await);
-            times.push(begun.elapsed());
-            pidfd_send_signal(&spawned.pidfd, Signal::KILL).unwrap();
-            rig.end_of(spawned).await;
-        }
-        times.sort();
-        println!("{name}: p50 {:?}, p99 {:?}", times[150], times[297]);
-    }
-    let begun = Instant::now();
-    let rig = Arc::new(rig);
-    let starters: Vec<_> = (0..4)
-        .map(|_| {
-            let (rig, network) = (Arc::clone(&rig), Arc::clone(&network));
-            tokio::spawn(async move {
-                let mut running = Vec::new();
-                for _ in 0..200 {
-                    let files = Files { group: rig.group(), network: Some(Arc::clone(&network)) };
-                    let plan = ok(plan_with(SandboxSpec::default(), PlanNetwork::Given));
-                    running.push(ok(rig.zygotes.spawn(&plan, files).await));
-                }
-                running
-            })
-        })
-        .collect();
-    let mut running = Vec::new();
-    for starter in starters {
-        running.extend(starter.await.unwrap());
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    println!("4 at once, given network, groups included: {:.0} a second", running.len() as f64 / seconds);
-    println!(
-        "a zygote has {} KiB, a pause leader {} KiB",
-        kilobytes(rig.zygotes.pids()[0]),
-        kilobytes(running[0].pid)
-    );
 }
 
 /// Memory of a process, with its part of what it shares.

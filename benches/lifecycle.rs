@@ -93,7 +93,7 @@ mod linux {
     }
 
     /// Real sandboxes, fully isolated, from a small host and from one with 2 GiB of touched memory; and the floor.
-    pub fn real(criterion: &mut Criterion) {
+    pub(crate) fn real(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group("lifecycle");
         let tokio = house::tokio_runtime();
         let (keeper, runtime) = keeper(&tokio);

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 /// The longest namespace or sandbox ID, in characters (containerd's identifier rule).
 pub const MAX_IDENTIFIER_LEN: usize = 76;
 
-/// Room for both names and the separator between them.
-const KEY_CAPACITY: usize = 2 * MAX_IDENTIFIER_LEN + 1;
+/// Room for a length, both names and the separator between them, in whole words.
+const KEY_BYTES: usize = (2 * MAX_IDENTIFIER_LEN + 2).next_multiple_of(8);
 
 /// Separates namespace and ID where both are stored or shown together. No identifier contains it.
 const SEPARATOR: u8 = b'/';
@@ -130,7 +130,7 @@ impl Default for Namespace {
 
 /// Names a sandbox on this node: its namespace and its ID.
 ///
-/// 154 bytes, inline and `Copy`: looking a sandbox up allocates nothing. The text form is `namespace/id`.
+/// 160 bytes, inline and `Copy`: looking a sandbox up allocates nothing. The text form is `namespace/id`.
 ///
 /// ```
 /// use sandkeeper::SandboxKey;
@@ -142,12 +142,15 @@ impl Default for Namespace {
 /// ```
 #[derive(Clone, Copy)]
 pub struct SandboxKey {
-    /// `namespace/id`, then zeros.
-    bytes: [u8; KEY_CAPACITY],
-    len: u8,
+    /// The length of the text, the text `namespace/id`, then zeros. The length comes first so that keys of different
+    /// length differ in their first word.
+    bytes: [u8; KEY_BYTES],
 }
 
 impl SandboxKey {
+    /// How many [`words`](Self::words) the longest key has.
+    pub(crate) const MOST_WORDS: usize = KEY_BYTES / 8;
+
     /// Checks both names and keeps a copy of them.
     ///
     /// # Errors
@@ -159,12 +162,27 @@ impl SandboxKey {
     /// Joins two names that have been checked before.
     pub fn from_parts(namespace: Namespace, id: SandboxId) -> Self {
         let (namespace, id) = (namespace.as_str().as_bytes(), id.as_str().as_bytes());
-        let mut bytes = [0; KEY_CAPACITY];
-        bytes[..namespace.len()].copy_from_slice(namespace);
-        bytes[namespace.len()] = SEPARATOR;
-        let len = namespace.len() + 1 + id.len();
-        bytes[namespace.len() + 1..len].copy_from_slice(id);
-        Self { bytes, len: len as u8 }
+        let mut bytes = [0; KEY_BYTES];
+        let separator = 1 + namespace.len();
+        let end = separator + 1 + id.len();
+        bytes[0] = (end - 1) as u8;
+        bytes[1..separator].copy_from_slice(namespace);
+        bytes[separator] = SEPARATOR;
+        bytes[separator + 1..end].copy_from_slice(id);
+        Self { bytes }
+    }
+
+    /// The length and the text.
+    #[inline]
+    fn used(&self) -> &[u8] {
+        &self.bytes[..1 + usize::from(self.bytes[0])]
+    }
+
+    /// Length and text as words, the last filled up with zeros: keys are equal if and only if these are.
+    #[inline]
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> + '_ {
+        let (words, _) = self.bytes.as_chunks::<8>();
+        words[..self.used().len().div_ceil(8)].iter().map(|word| u64::from_le_bytes(*word))
     }
 
     fn split(&self) -> (&str, &str) {
@@ -183,7 +201,7 @@ impl SandboxKey {
 
     /// `namespace/id`.
     pub fn as_str(&self) -> &str {
-        text(&self.bytes[..usize::from(self.len)])
+        text(&self.used()[1..])
     }
 
     /// A name for this sandbox's files and cgroup, at most `max_len` bytes long, different for each key.
@@ -220,8 +238,8 @@ fn text(bytes: &[u8]) -> &str {
 impl PartialEq for SandboxKey {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        // The used part only: a comparison of all 153 bytes costs more than it saves.
-        self.bytes[..usize::from(self.len)] == other.bytes[..usize::from(other.len)]
+        // The used part only: a comparison of all bytes costs more than it saves.
+        self.used() == other.used()
     }
 }
 
@@ -230,9 +248,8 @@ impl Eq for SandboxKey {}
 impl Hash for SandboxKey {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // One write and no terminator: the length takes part in the hash of a byte string of known length, and the
-        // separator keeps `a/bc` and `ab/c` apart.
-        state.write(&self.bytes[..usize::from(self.len)]);
+        // One write and no terminator: it begins with the length, and the separator keeps `a/bc` and `ab/c` apart.
+        state.write(self.used());
     }
 }
 
@@ -322,6 +339,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn keys_are_equal_if_and_only_if_their_words_are() {
+        let names = ["a", "ab", "abcdefg", "abcdefgh", "abcdefgh.i", "b"];
+        let keys: Vec<_> =
+            names.iter().flat_map(|ns| names.iter().map(|id| SandboxKey::new(ns, id).unwrap())).collect();
+        for left in &keys {
+            for right in &keys {
+                assert_eq!(left == right, left.words().eq(right.words()), "{left} and {right}");
+            }
+        }
+        let longest = SandboxKey::new(&"n".repeat(76), &"i".repeat(76)).unwrap();
+        assert_eq!(longest.as_str().len(), 153);
+        assert_eq!(longest.words().count(), SandboxKey::MOST_WORDS);
     }
 
     #[test]

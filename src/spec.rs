@@ -60,7 +60,7 @@ pub struct SandboxSpec {
     pub root: RootFs,
     /// What is mounted into the root, in this order.
     pub mounts: Vec<Mount>,
-    /// Its host name; nothing for the sandbox ID.
+    /// Its host name; nothing for the sandbox ID, cut to 64 bytes where it is longer.
     pub hostname: Option<String>,
     /// Its network.
     pub network: Network,

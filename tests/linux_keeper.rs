@@ -289,7 +289,12 @@ async fn a_sandbox_destroyed_by_hand_is_still_shut_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_sandbox_ends_and_an_end_clears_a_pause() {
     let house = House::new();
-    let term7 = || shell("trap 'exit 7' TERM; while :; do sleep 0.01; done");
+    let ready = house.directory.join("ready");
+    let term7 = || {
+        let mut spec = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done");
+        spec.process.as_mut().unwrap().stdio.stdout = Some(ready.clone());
+        spec
+    };
     let paused = key("paused");
     for stop_first in [false, true] {
         let sandbox = house.keeper.run(&paused, term7()).await.unwrap();
@@ -304,7 +309,11 @@ async fn a_paused_sandbox_ends_and_an_end_clears_a_pause() {
         house.node_is_clean(&paused, sandbox.started.pid);
     }
     // Not paused, it is asked, and may answer.
+    std::fs::remove_file(&ready).unwrap();
     house.keeper.run(&paused, term7()).await.unwrap();
+    while beats(&ready) == 0 {
+        tokio::time::sleep(MS(2)).await;
+    }
     house.keeper.stop(&paused, Some(Duration::from_secs(10))).await.unwrap();
     assert_eq!(house.keeper.wait(&paused).await.unwrap().reason, ExitReason::Exited(7));
 

@@ -77,18 +77,18 @@ fn clone_pausing(group: &File) -> io::Result<OwnedFd> {
 }
 
 /// Starts bare processes in groups below a directory.
-pub struct Floor {
+pub(crate) struct Floor {
     root: PathBuf,
     next: u64,
 }
 
 impl Floor {
-    pub fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), next: 0 }
     }
 
     /// Times this many starts, each ended before the next.
-    pub fn starts(&mut self, count: u64) -> Duration {
+    pub(crate) fn starts(&mut self, count: u64) -> Duration {
         let mut took = Duration::ZERO;
         for _ in 0..count {
             let path = self.root.join(format!("floor-{}", self.next));

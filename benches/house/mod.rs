@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 /// A number from a number, well mixed (splitmix64).
-pub fn mix(number: u64) -> u64 {
+pub(crate) fn mix(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -17,13 +17,13 @@ pub fn mix(number: u64) -> u64 {
 }
 
 /// The key of a number: an ID of 64 hex digits, as container engines make them.
-pub fn key(number: u64) -> SandboxKey {
+pub(crate) fn key(number: u64) -> SandboxKey {
     let id: String = (0..4).map(|part| format!("{:016x}", mix(number * 4 + part))).collect();
     SandboxKey::new("default", &id).expect("a valid name")
 }
 
 /// These keys in random order.
-pub fn shuffled(count: usize) -> Vec<SandboxKey> {
+pub(crate) fn shuffled(count: usize) -> Vec<SandboxKey> {
     let mut keys: Vec<_> = (0..count as u64).map(key).collect();
     for at in (1..keys.len()).rev() {
         keys.swap(at, mix(at as u64) as usize % (at + 1));
@@ -32,17 +32,17 @@ pub fn shuffled(count: usize) -> Vec<SandboxKey> {
 }
 
 /// A tokio runtime with a worker a core.
-pub fn tokio_runtime() -> Runtime {
+pub(crate) fn tokio_runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
 }
 
 /// A keeper on the memory backend, with this many running.
-pub fn running(tokio: &Runtime, count: usize) -> Keeper {
+pub(crate) fn running(tokio: &Runtime, count: usize) -> Keeper {
     filled(tokio, count, true)
 }
 
 /// A keeper on the memory backend, with this many defined and none started.
-pub fn defined(tokio: &Runtime, count: usize) -> Keeper {
+pub(crate) fn defined(tokio: &Runtime, count: usize) -> Keeper {
     filled(tokio, count, false)
 }
 

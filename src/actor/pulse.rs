@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use crate::id::SandboxKey;
 use crate::model::{Life, Marks, Phase, Pong};
 
 /// Words in a chunk: 32 KiB of them.
@@ -15,12 +16,39 @@ const CHUNK: usize = 4_096;
 /// Chunks at most, hence 4 M sandboxes.
 const CHUNKS: usize = 1_024;
 
+/// A key in words that one thread may write while others read.
+struct Name([AtomicU64; SandboxKey::MOST_WORDS]);
+
+impl Name {
+    fn new() -> Self {
+        Self(array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    fn write(&self, key: &SandboxKey) {
+        for (to, word) in self.0.iter().zip(key.words()) {
+            to.store(word, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn is(&self, key: &SandboxKey) -> bool {
+        self.0.iter().zip(key.words()).all(|(word, wanted)| word.load(Ordering::Acquire) == wanted)
+    }
+}
+
 /// 4,096 words, and what each is the pulse of.
 pub(crate) struct Chunk<T> {
     words: [AtomicU64; CHUNK],
-    tenants: [Mutex<Option<Arc<T>>>; CHUNK],
+    // Boxed: they are large, and would be built on the stack.
+    names: Box<[Name; CHUNK]>,
+    tenants: Box<[Mutex<Option<Arc<T>>>; CHUNK]>,
     /// Vacant slots of all chunks.
     vacant: Arc<Mutex<Vec<u32>>>,
+}
+
+fn boxed<E>(make: impl Fn() -> E) -> Box<[E; CHUNK]> {
+    let made: Vec<E> = std::iter::repeat_with(make).take(CHUNK).collect();
+    made.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("as many were made"))
 }
 
 /// The words of all sandboxes.
@@ -54,7 +82,8 @@ impl<T> Slab<T> {
             chunk.get_or_init(|| {
                 Arc::new(Chunk {
                     words: array::from_fn(|_| AtomicU64::new(0)),
-                    tenants: array::from_fn(|_| Mutex::new(None)),
+                    names: boxed(Name::new),
+                    tenants: boxed(|| Mutex::new(None)),
                     vacant: Arc::clone(&self.vacant),
                 })
             });
@@ -76,6 +105,15 @@ impl<T> Slab<T> {
     #[inline]
     pub(crate) fn read(&self, slot: u32) -> Option<Pong> {
         Some(Pong::from_word(self.chunk(slot)?.words[slot as usize % CHUNK].load(Ordering::Acquire)))
+    }
+
+    /// What was last published in a slot, if it is that of this key. Whoever asks without having held off a change of
+    /// tenant must make sure afterwards that the slot was this key's all the time.
+    #[inline]
+    pub(crate) fn read_as(&self, slot: u32, key: &SandboxKey) -> Option<Pong> {
+        let chunk = self.chunk(slot)?;
+        let at = slot as usize % CHUNK;
+        chunk.names[at].is(key).then(|| Pong::from_word(chunk.words[at].load(Ordering::Acquire)))
     }
 
     /// Whose slot it is.
@@ -122,7 +160,8 @@ impl<T> Lease<T> {
     }
 
     /// Moves in: from now on the slot leads to this.
-    pub(crate) fn occupy(&self, tenant: Arc<T>) {
+    pub(crate) fn occupy(&self, key: &SandboxKey, tenant: Arc<T>) {
+        self.chunk.names[self.slot as usize % CHUNK].write(key);
         *self.chunk.tenants[self.slot as usize % CHUNK].lock() = Some(tenant);
     }
 

@@ -14,6 +14,7 @@ use crate::model::{Command, Life, Phase};
 use crate::telemetry;
 
 pub(crate) mod index;
+mod lane;
 
 use index::Index;
 

@@ -182,8 +182,9 @@ pub(crate) fn beats(file: &Path) -> u64 {
     std::fs::metadata(file).unwrap().len()
 }
 
-/// Waits until it holds.
+/// Waits until it holds. Blocks, which the other threads of a test's runtime make up for.
 #[track_caller]
+#[expect(clippy::disallowed_methods, reason = "a test has nothing else to do on this thread")]
 pub(crate) fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {

@@ -10,7 +10,11 @@
 mod cases;
 mod guest;
 mod initrd;
+mod limits;
 mod place;
+#[allow(dead_code)]
+#[path = "../linux_backend/support.rs"]
+mod support;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,6 +32,11 @@ enum Machine {
     None(String),
 }
 
+/// The machine's own cases, then the backend's.
+fn all_cases() -> impl Iterator<Item = &'static cases::Case> {
+    cases::CASES.iter().chain(limits::CASES)
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first() {
@@ -40,12 +49,12 @@ fn main() -> ExitCode {
     // One after the other: they share the top of one cgroup tree.
     arguments.test_threads = Some(1);
     let selected: Vec<&str> =
-        cases::CASES.iter().map(|(name, _)| *name).filter(|name| is_selected(&arguments, name)).collect();
+        all_cases().map(|(name, _)| *name).filter(|name| is_selected(&arguments, name)).collect();
     let machine =
         if arguments.list || selected.is_empty() { Machine::None(String::new()) } else { machine(&selected) };
     let machine = Arc::new(machine);
 
-    let trials = cases::CASES.iter().map(|(name, _)| {
+    let trials = all_cases().map(|(name, _)| {
         let machine = Arc::clone(&machine);
         Trial::test(*name, move || {
             let outcome = match &*machine {
@@ -65,7 +74,7 @@ fn main() -> ExitCode {
 
 /// The child that [`Tree::run`] starts: enters its place, then is the case.
 fn run_here(name: &str) -> ExitCode {
-    let Some((_, case)) = cases::CASES.iter().find(|(known, _)| *known == name) else {
+    let Some((_, case)) = all_cases().find(|(known, _)| *known == name) else {
         panic!("no case is named {name:?}");
     };
     place::enter();

@@ -129,8 +129,8 @@ fn pass_down_to(machine: &Machine, base: &Path) {
 }
 
 fn list(group: &OwnedFd, file: &str) -> String {
-    // An absent file offers nothing.
-    group::read(group, file).unwrap_or_default()
+    // A file that is absent, or cannot be read, offers nothing.
+    group::read(group, file).unwrap_or_else(|_| String::new())
 }
 
 fn holds(list: &str, name: &str) -> bool {

@@ -25,7 +25,7 @@ use super::protocol::wait_status_of_name;
 use super::sandbox::{Leader, Lives, Sandbox};
 use super::tree::Tree;
 use super::zygote::{ZygoteId, Zygotes};
-use super::{group, sys};
+use super::{group, sys, workers};
 use crate::model::{Exit, ExitReason, Life};
 
 /// Stands for the wake-up in place of a life. No life has this number.
@@ -148,7 +148,7 @@ impl Judge {
                     if let Some(status) = sys::status_of_reaped(&leader.pidfd) {
                         return Some(status);
                     }
-                    std::thread::sleep(Duration::from_millis(1));
+                    workers::pause(Duration::from_millis(1));
                 }
                 None
             }
@@ -217,8 +217,9 @@ fn parse_zombie(stat: &[u8], trust_name: bool) -> Option<i32> {
 
 /// Now, in nanoseconds since the Unix epoch.
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    // A clock set to before the epoch tells no time: 0, as for an end whose time nobody knows.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    i64::try_from(since).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

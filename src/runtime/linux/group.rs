@@ -165,12 +165,15 @@ pub(super) fn processes(group: impl AsFd) -> io::Result<Vec<u32>> {
 
 /// The processes of the group in words: number, name and state of each.
 pub(super) fn describe_processes(group: impl AsFd) -> Vec<String> {
-    let pids = processes(group).unwrap_or_default();
-    pids.into_iter().map(describe_process).collect()
+    match processes(group) {
+        Ok(pids) => pids.into_iter().map(describe_process).collect(),
+        Err(error) => vec![format!("processes that cannot be listed: {error}")],
+    }
 }
 
 fn describe_process(pid: u32) -> String {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // It may have ended meanwhile; its number is all there is then.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| String::new());
     let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
     match name {
         Some((name, rest)) => {

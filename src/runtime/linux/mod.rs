@@ -269,7 +269,7 @@ impl Inner {
             if all_told && !matches!(left, Ok(1..)) {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            workers::pause(Duration::from_millis(1));
         }
         self.exits.stop();
         if let Some(thread) = self.exit_thread.lock().take()
@@ -398,6 +398,11 @@ impl Runtime for LinuxRuntime {
         let alive = leader.is_some_and(|leader| !leader.has_ended());
         let frozen = alive && self.inner.is_frozen(instance).await?;
         Ok(Report { alive, frozen, extra: None })
+    }
+
+    async fn holdup(&self, instance: &Arc<Instance>) -> Option<String> {
+        let processes = self.processes(instance);
+        (!processes.is_empty()).then(|| format!("these processes of it are left: {}", processes.join(", ")))
     }
 
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {

@@ -165,7 +165,7 @@ mod tests {
         let start = Instant::now();
         while !holds() {
             assert!(start.elapsed() < Duration::from_secs(10), "{what}");
-            std::thread::sleep(Duration::from_millis(5));
+            super::super::workers::pause(Duration::from_millis(5));
         }
     }
 

@@ -11,7 +11,7 @@ use super::seccomp;
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::runtime::Instance;
-use crate::spec::{Network, ProcessSpec, RootFs, SandboxSpec};
+use crate::spec::{Network, ProcessSpec, RootFs, SandboxSpec, bounds};
 
 /// Where a program without a slash is looked for when its environment has no PATH.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -81,7 +81,10 @@ impl Plan {
         if built {
             flags |= flag::BUILT;
         }
-        let hostname = spec.hostname.clone().unwrap_or_else(|| key.id().as_str().to_owned());
+        let id = key.id();
+        // An ID may be longer than the kernel lets a host name be.
+        let id = &id.as_str()[..id.as_str().len().min(bounds::HOSTNAME_BYTES)];
+        let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_owned());
         let filter = filter_of(spec);
         let body = Body { spec, flags, ids, filter: &filter, hostname: &hostname };
         Ok(Self {

@@ -39,7 +39,7 @@ async fn signals_are_passed_on_and_orphans_are_reaped() {
     let mut spec = shell(script);
     spec.process.as_mut().unwrap().stdio.stdout = Some(output.clone());
     let spawned = ok(rig.spawn(spec).await);
-    until("it is ready", || fs::read_to_string(&output).unwrap_or_default().contains("ready")).await;
+    until("it is ready", || fs::read_to_string(&output).is_ok_and(|text| text.contains("ready"))).await;
     pidfd_send_signal(&spawned.pidfd, Signal::TERM).unwrap();
     assert_eq!(rig.end_of(spawned).await, End { told: Some(5 << 8), own: 5 << 8 });
     assert_eq!(fs::read_to_string(&output).unwrap(), "0\nready\ngot term\n");

@@ -1,7 +1,6 @@
 //! For tests: a cgroup root of their own with zygotes in it, removed at the end, also after a panic.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -132,7 +131,7 @@ impl Drop for Root {
                 let _ = fs::remove_dir(group.path());
             }
             let _ = fs::remove_dir(&self.0);
-            std::thread::sleep(Duration::from_millis(2));
+            pause_thread();
         }
         assert!(std::thread::panicking(), "the zygotes have left {}", self.0.display());
     }
@@ -145,7 +144,7 @@ impl Root {
             if Instant::now() > late {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(2));
+            pause_thread();
         }
         true
     }
@@ -234,7 +233,7 @@ pub(super) async fn run_shell(
     process.stdio.stderr = Some(path.clone());
     change(&mut spec);
     let end = rig.run(spec).await?;
-    let output = fs::read(&path).map_err(|error: io::Error| panic!("{error}")).unwrap_or_default();
+    let output = fs::read(&path).expect("the output");
     Ok((end, String::from_utf8_lossy(&output).into_owned()))
 }
 
@@ -266,5 +265,12 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 pub(super) fn children_of(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
+    // A process that is gone has none.
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_else(|_| String::new())
+}
+
+/// Waits a moment on a thread of the test's own.
+#[expect(clippy::disallowed_methods, reason = "no worker runs here")]
+fn pause_thread() {
+    std::thread::sleep(Duration::from_millis(2));
 }

@@ -24,6 +24,7 @@ use super::controllers::{self, Controllers};
 use super::group;
 use super::kernel_error;
 use super::machine::Machine;
+use super::workers;
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::runtime::Instance;
@@ -176,7 +177,7 @@ impl Tree {
             if cleared || start.elapsed() > PATIENCE {
                 return cleared;
             }
-            std::thread::sleep(PAUSE);
+            workers::pause(PAUSE);
         }
     }
 
@@ -221,10 +222,13 @@ fn root_name(config: &LinuxConfig) -> String {
 
 /// When this process started, in ticks since the boot, so that a process number used again makes another name.
 fn start_time() -> String {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    // Field 22 of proc_pid_stat(5); the third is the first after the name.
-    after_name.split_whitespace().nth(22 - 3).unwrap_or("unknown").to_owned()
+    let start_time = std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
+        let (_, after_name) = stat.rsplit_once(')')?;
+        // Field 22 of proc_pid_stat(5); the third is the first after the name.
+        after_name.split_whitespace().nth(22 - 3).map(str::to_owned)
+    });
+    // Without it the process number alone must do, as it does unless a killed process of that number left a root.
+    start_time.unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// Makes the root, or takes over one that an earlier backend of this name left, and locks it.
@@ -260,7 +264,7 @@ fn claim_root(parent: &OwnedFd, name: &str, path: &Path) -> Result<OwnedFd, Erro
             )
             .remedy("end that one first, or give this one another name"));
         }
-        std::thread::sleep(PAUSE);
+        workers::pause(PAUSE);
     }
 }
 
@@ -288,7 +292,7 @@ fn clear(root: &OwnedFd) -> io::Result<()> {
         if start.elapsed() > PATIENCE {
             return Err(Errno::BUSY.into());
         }
-        std::thread::sleep(PAUSE);
+        workers::pause(PAUSE);
     }
 }
 

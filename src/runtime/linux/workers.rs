@@ -18,6 +18,15 @@ type Job = Box<dyn FnOnce() + Send>;
 /// How long a thread that was made on demand waits for more to do.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Lets the calling thread rest. Only for a thread of ours, and for what is said to block.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "never on a thread of the async runtime, or documented to block it"
+)]
+pub(super) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Some threads and one queue. The threads end when this is dropped, after the jobs in the queue.
 pub(super) struct Workers {
     queue: Arc<Queue>,
@@ -142,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_panicking_job_is_an_error_and_the_thread_goes_on() {
         let workers = Workers::start(1).unwrap();
-        let error = workers.run::<()>(|| panic!("on purpose")).await.unwrap_err();
+        let error = workers.run(|| -> () { panic!("on purpose") }).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert_eq!(workers.run(|| 7).await.unwrap(), 7);
     }
@@ -157,9 +166,7 @@ mod tests {
                 let mut count = at_once.lock();
                 count.0 += 1;
                 count.1 = count.1.max(count.0);
-                parking_lot::MutexGuard::unlocked(&mut count, || {
-                    std::thread::sleep(Duration::from_millis(5))
-                });
+                parking_lot::MutexGuard::unlocked(&mut count, || pause(Duration::from_millis(5)));
                 count.0 -= 1;
                 i
             })

@@ -191,7 +191,6 @@ const HOST: &str = "SANDKEEPER_TEST_HOST";
 /// to be killed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by no_process_and_no_cgroup_outlives_a_killed_host"]
-#[expect(clippy::print_stdout, reason = "it tells its parent")]
 async fn a_host_to_kill() {
     if std::env::var_os(HOST).is_none() {
         return;
@@ -337,7 +336,6 @@ async fn every_kind_of_network_is_entered_and_left() {
 /// Not a benchmark: tells roughly what a start takes, for whoever changes something here.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "prints figures, asserts nothing"]
-#[expect(clippy::print_stdout, reason = "that is what it is for")]
 async fn how_long_a_start_takes() {
     let rig = Rig::new(2);
     let network = Arc::new(new_network());

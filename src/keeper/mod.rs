@@ -301,6 +301,12 @@ impl Keeper {
         }
     }
 
+    /// How many sandboxes have an actor at the moment; those at rest for a while have none.
+    #[cfg(feature = "testing")]
+    pub fn awake_owners(&self) -> usize {
+        self.inner.index.cells().filter(|cell| cell.has_actor()).count()
+    }
+
     /// Makes the registry fail, as a fault in it would.
     #[cfg(feature = "testing")]
     pub fn fail_registry(&self) {

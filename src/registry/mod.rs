@@ -128,6 +128,9 @@ impl Actor for Registry {
 
 impl Routing {
     fn route(&mut self, mut call: Box<Call>) {
+        if let Err(error) = self.services.check_open(&call.key, call.command) {
+            return call.reply.fail(error);
+        }
         let cell = match self.index.cell(&call.key) {
             Some(cell) if cell.pulse().phase() == Phase::Gone => {
                 // Its actor's farewell is on the way here; this call comes behind it.

@@ -264,12 +264,12 @@ async fn owners_at_rest_are_dismissed_and_come_back_when_needed() {
     house.keeper.pause(&key).await.unwrap();
     assert!(house.runtime.is_frozen(&key));
     assert_eq!(house.keeper.awake_owners(), 1);
-    tokio::time::sleep(MS(2_500)).await;
+    tokio::time::sleep(MS(500)).await;
     assert_eq!(house.keeper.awake_owners(), 0, "the paused rests, too");
     house.keeper.resume(&key).await.unwrap();
     assert_eq!(house.keeper.start(&key).await.unwrap(), before);
 
-    tokio::time::sleep(MS(2_500)).await;
+    tokio::time::sleep(MS(500)).await;
     let wait = tokio::spawn({
         let keeper = house.keeper.clone();
         async move { keeper.wait(&key).await }
@@ -278,7 +278,7 @@ async fn owners_at_rest_are_dismissed_and_come_back_when_needed() {
     assert_eq!(house.keeper.awake_owners(), 0, "a wait wakes nobody");
     house.runtime.exit(&key, ExitReason::Exited(6));
     assert_eq!(wait.await.unwrap().unwrap().status(), 6);
-    tokio::time::sleep(MS(2_500)).await;
+    tokio::time::sleep(MS(500)).await;
     house.keeper.shutdown(&key, None).await.unwrap();
     house.must_be_unharmed().await;
 }
@@ -293,8 +293,8 @@ async fn nothing_is_lost_in_the_moment_of_a_dismissal() {
         let (keeper, runtime) = (house.keeper.clone(), Arc::clone(&house.runtime));
         rounds.spawn(async move {
             keeper.run(&key, SandboxSpec::default()).await.unwrap();
-            // The registry looks at resting actors about a second after they came to rest.
-            tokio::time::sleep(Duration::from_micros(950_000 + number * 500)).await;
+            // The registry looks at resting actors about a tenth of a second after they came to rest.
+            tokio::time::sleep(Duration::from_micros(90_000 + number * 200)).await;
             if number % 2 == 0 {
                 keeper.within(SECOND).pause(&key).await.expect("a call in that moment");
                 keeper.within(SECOND).resume(&key).await.expect("and the next");

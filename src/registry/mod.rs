@@ -19,7 +19,7 @@ mod lane;
 use index::Index;
 
 /// How long an actor has nothing to do before it is dismissed. A sandbox at rest then costs no task and no mailbox.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(100);
 
 /// Routes calls to sandboxes.
 struct Registry;

@@ -1,6 +1,7 @@
 //! The event log: every change of phase once, in order, numbered; and those who watch it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -29,9 +30,26 @@ pub struct Event {
     pub exit: Option<Exit>,
 }
 
+/// An event as it is kept: its number is its place, and its key is shared with its sandbox.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) at_unix_nanos: i64,
+    pub(crate) key: Arc<SandboxKey>,
+    pub(crate) phase: Phase,
+    pub(crate) life: Life,
+    pub(crate) exit: Option<Exit>,
+}
+
+impl Entry {
+    fn numbered(&self, sequence: u64) -> Event {
+        let Self { at_unix_nanos, ref key, phase, life, exit } = *self;
+        Event { sequence, at_unix_nanos, key: **key, phase, life, exit }
+    }
+}
+
 #[derive(Default)]
 struct Ring {
-    events: VecDeque<Event>,
+    events: VecDeque<Entry>,
     /// The number of the event that comes next.
     next: u64,
 }
@@ -56,15 +74,14 @@ impl EventLog {
         Self { ring: Mutex::default(), appended: Notify::new(), closed: AtomicBool::new(false) }
     }
 
-    pub(crate) fn append(&self, mut event: Event) {
+    pub(crate) fn append(&self, entry: Entry) {
         {
             let mut ring = self.ring.lock();
-            event.sequence = ring.next;
             ring.next += 1;
             if ring.events.len() == KEPT_EVENTS {
                 ring.events.pop_front();
             }
-            ring.events.push_back(event);
+            ring.events.push_back(entry);
         }
         self.appended.notify_waiters();
     }
@@ -94,7 +111,10 @@ impl EventLog {
                 }
                 if from < ring.next {
                     let at = (from - first) as usize;
-                    return Some(Read::Events(ring.events.iter().skip(at).take(most).copied().collect()));
+                    let entries = ring.events.iter().skip(at).take(most);
+                    return Some(Read::Events(
+                        entries.zip(from..).map(|(entry, at)| entry.numbered(at)).collect(),
+                    ));
                 }
             }
             if self.closed.load(Ordering::Acquire) {
@@ -109,11 +129,10 @@ impl EventLog {
 mod tests {
     use super::*;
 
-    fn event(life: u64) -> Event {
-        Event {
-            sequence: 0,
+    fn event(life: u64) -> Entry {
+        Entry {
             at_unix_nanos: 0,
-            key: SandboxKey::new("default", "a").unwrap(),
+            key: Arc::new(SandboxKey::new("default", "a").unwrap()),
             phase: Phase::Running,
             life: Life(life),
             exit: None,

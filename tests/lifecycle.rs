@@ -547,3 +547,33 @@ async fn a_controller_can_be_held_as_an_object() {
     assert_eq!(controller.metrics(&key).await.unwrap_err().kind(), ErrorKind::Unimplemented);
     controller.shutdown(&key, None).await.unwrap();
 }
+
+/// A keeper that closes lets nothing in any more, and nothing stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_keeper_starts_nothing_and_keeps_nothing() {
+    let (keeper, runtime) = keeper();
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let keeper = keeper.clone();
+        calls.spawn(async move { keeper.run(&key(&format!("late-{number}")), SandboxSpec::default()).await });
+    }
+    while keeper.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(keeper.close(Some(Duration::ZERO)).await.len(), 0);
+    nothing_is_left(&keeper, &runtime);
+    while let Some(call) = calls.join_next().await {
+        if let Err(error) = call.unwrap() {
+            let kind = error.kind();
+            assert!(
+                matches!(kind, ErrorKind::Unavailable | ErrorKind::Aborted | ErrorKind::FailedPrecondition),
+                "{error}"
+            );
+        }
+    }
+    nothing_is_left(&keeper, &runtime);
+    assert_eq!(
+        keeper.run(&key("later"), SandboxSpec::default()).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
+}

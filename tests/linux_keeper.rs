@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sandkeeper::model::{ExitReason, Phase};
@@ -64,19 +63,15 @@ fn kill_leader(pid: u32) {
 struct House {
     keeper: Keeper,
     runtime: Arc<LinuxRuntime>,
-    directory: PathBuf,
+    scratch: tempfile::TempDir,
 }
 
 impl House {
     fn new() -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            std::env::temp_dir().join(format!("sandkeeper-keeper-test-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let scratch = tempfile::Builder::new().prefix("sandkeeper-keeper-test-").tempdir().unwrap();
         let runtime = LinuxRuntime::new(LinuxConfig::default()).expect("these tests need root and cgroup v2");
         let keeper = Keeper::builder().runtime("linux", Arc::clone(&runtime) as _).build().unwrap();
-        Self { keeper, runtime, directory }
+        Self { keeper, runtime, scratch }
     }
 
     /// The cgroups of a sandbox.
@@ -98,7 +93,7 @@ impl House {
 
     /// Shuts everything down and checks that nothing is left.
     async fn close(self) {
-        let failed = self.keeper.shutdown_all(Some(Duration::ZERO)).await;
+        let failed = self.keeper.close(Some(Duration::ZERO)).await;
         assert!(failed.is_empty(), "{failed:?}");
         assert_eq!(self.runtime.left_behind(), Vec::<String>::new());
         let usage = self.runtime.usage();
@@ -107,7 +102,7 @@ impl House {
         drop(self.keeper);
         self.runtime.close().await;
         assert!(!root.exists(), "{} is left", root.display());
-        std::fs::remove_dir_all(&self.directory).unwrap();
+        self.scratch.close().unwrap();
     }
 }
 
@@ -289,7 +284,7 @@ async fn a_sandbox_destroyed_by_hand_is_still_shut_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_sandbox_ends_and_an_end_clears_a_pause() {
     let house = House::new();
-    let ready = house.directory.join("ready");
+    let ready = house.scratch.path().join("ready");
     let term7 = || {
         let mut spec = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done");
         spec.process.as_mut().unwrap().stdio.stdout = Some(ready.clone());
@@ -340,7 +335,7 @@ async fn a_paused_sandbox_ends_and_an_end_clears_a_pause() {
 async fn paused_means_that_nothing_moves() {
     let house = House::new();
     let key = key("heart");
-    let file = house.directory.join("beats");
+    let file = house.scratch.path().join("beats");
     house.keeper.run(&key, heartbeat(&file)).await.unwrap();
     for _ in 0..3 {
         let before = beats(&file);
@@ -450,8 +445,8 @@ async fn sandboxes_outlive_their_zygotes() {
                 .unwrap();
             assert_ne!(exit.status(), 0, "never a success that nobody saw");
         }
-        house.keeper.shutdown(&key, None).await.unwrap();
     }
+    // All at once: what lost its parent waits for PID 1 to reap it.
     house.close().await;
 }
 
@@ -460,7 +455,7 @@ async fn sandboxes_outlive_their_zygotes() {
 async fn a_real_sandbox_does_not_notice_that_its_owner_failed() {
     let house = House::new();
     let key = key("owned");
-    let file = house.directory.join("beats");
+    let file = house.scratch.path().join("beats");
     let before = house.keeper.run(&key, heartbeat(&file)).await.unwrap();
     house.keeper.fail_owner(&key);
     let begun = Instant::now();

@@ -246,3 +246,66 @@ async fn a_registry_that_fails_is_replaced_and_takes_nobody_along() {
     }
     house.must_be_unharmed().await;
 }
+
+/// A sandbox at rest has no actor, hears of its end all the same, and is owned again by the next call.
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_at_rest_are_dismissed_and_come_back_when_needed() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("rests", Script::default());
+    let before = house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    let all_dismissed = async {
+        while house.keeper.awake_owners() > 0 {
+            tokio::time::sleep(MS(20)).await;
+        }
+    };
+    tokio::time::timeout(MS(10_000), all_dismissed).await.expect("nobody has anything to do");
+    assert!(house.keeper.ping(&key).is_ok());
+
+    house.keeper.pause(&key).await.unwrap();
+    assert!(house.runtime.is_frozen(&key));
+    assert_eq!(house.keeper.awake_owners(), 1);
+    tokio::time::sleep(MS(500)).await;
+    assert_eq!(house.keeper.awake_owners(), 0, "the paused rests, too");
+    house.keeper.resume(&key).await.unwrap();
+    assert_eq!(house.keeper.start(&key).await.unwrap(), before);
+
+    tokio::time::sleep(MS(500)).await;
+    let wait = tokio::spawn({
+        let keeper = house.keeper.clone();
+        async move { keeper.wait(&key).await }
+    });
+    tokio::time::sleep(MS(20)).await;
+    assert_eq!(house.keeper.awake_owners(), 0, "a wait wakes nobody");
+    house.runtime.exit(&key, ExitReason::Exited(6));
+    assert_eq!(wait.await.unwrap().unwrap().status(), 6);
+    tokio::time::sleep(MS(500)).await;
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.must_be_unharmed().await;
+}
+
+/// Calls and ends that come in the very moment of a dismissal are not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_in_the_moment_of_a_dismissal() {
+    let house = House::with_bystanders().await;
+    let mut rounds = tokio::task::JoinSet::new();
+    for number in 0..200_u64 {
+        let key = house.scripted(&format!("moment-{number}"), Script::default());
+        let (keeper, runtime) = (house.keeper.clone(), Arc::clone(&house.runtime));
+        rounds.spawn(async move {
+            keeper.run(&key, SandboxSpec::default()).await.unwrap();
+            // The registry looks at resting actors about a tenth of a second after they came to rest.
+            tokio::time::sleep(Duration::from_micros(90_000 + number * 200)).await;
+            if number % 2 == 0 {
+                keeper.within(SECOND).pause(&key).await.expect("a call in that moment");
+                keeper.within(SECOND).resume(&key).await.expect("and the next");
+            }
+            runtime.exit(&key, ExitReason::Exited(3));
+            assert_eq!(keeper.within(SECOND).wait(&key).await.expect("an end in that moment").status(), 3);
+            keeper.within(SECOND).shutdown(&key, None).await.unwrap();
+        });
+    }
+    while let Some(round) = rounds.join_next().await {
+        round.unwrap();
+    }
+    house.must_be_unharmed().await;
+}

@@ -126,13 +126,8 @@ impl Agent {
 
     /// Ends every sandbox; gives what would not go.
     async fn shut_down(&self) -> Vec<String> {
-        loop {
-            let failed = self.keeper.shutdown_all(None).await;
-            // A start that was on its way when the day was interrupted may have arrived meanwhile.
-            if self.keeper.is_empty() || !failed.is_empty() {
-                return failed.into_iter().map(|(_, error)| error.to_string()).collect();
-            }
-        }
+        let left = self.keeper.close(None).await;
+        left.into_iter().map(|(_, error)| error.to_string()).collect()
     }
 }
 

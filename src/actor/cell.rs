@@ -1,7 +1,7 @@
 //! What there is of a sandbox outside its actor: it outlives an actor that fails, and callers read it without asking.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,13 +11,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
-use crate::events::Event;
+use crate::events::Entry;
 use crate::id::SandboxKey;
 use crate::model::{Exit, Intensity, Life, Lifecycle, OpId, Phase};
 use crate::runtime::{Instance, Observer, Runtime, Started};
 use crate::spec::SandboxSpec;
 
 use super::Services;
+use super::link::Upward;
 use super::message::{Definition, Message};
 use super::pulse::Lease;
 use super::waiters::Waiters;
@@ -26,6 +27,8 @@ use crate::model::{Marks, Pong};
 /// One sandbox.
 pub(crate) struct Cell {
     pub(crate) key: SandboxKey,
+    /// For events, of which there are many.
+    pub(crate) shared_key: Arc<SandboxKey>,
     pub(crate) spec: Arc<SandboxSpec>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) services: Arc<Services>,
@@ -34,6 +37,10 @@ pub(crate) struct Cell {
     waiters: Mutex<Waiters>,
     owned: Mutex<Owned>,
     queued: AtomicU32,
+    /// Whether the registry has been told that the actor rests, and will look at it.
+    resting_noted: AtomicBool,
+    /// For the registry, which needs to share what it is told about.
+    myself: Weak<Cell>,
     /// Until when somebody waits for the start, in milliseconds of boot time.
     start_wanted_until: AtomicU64,
 }
@@ -58,6 +65,12 @@ struct Owned {
     quarantined: bool,
     /// Counts the actors this sandbox has had.
     incarnation: u64,
+    /// An end that was reported and that no actor has taken up yet.
+    reported: Option<(Life, Exit, bool)>,
+    /// How many messages the registry has sent to the present one.
+    sent: u64,
+    /// How many of them it had heard when it came to rest; nothing while it has something to do.
+    rested_after: Option<u64>,
 }
 
 /// What a wait comes to.
@@ -114,8 +127,9 @@ impl Cell {
         let lifecycle = if kept { Lifecycle::defined() } else { Lifecycle::passing() };
         lease.publish(lifecycle.phase(), Life(0), Marks::default());
         let facts = Facts { created_at_unix_nanos: crate::runtime::unix_nanos(), ..Facts::default() };
-        Arc::new(Self {
+        Arc::new_cyclic(|myself| Self {
             key,
+            shared_key: Arc::new(key),
             spec,
             runtime,
             services,
@@ -130,8 +144,13 @@ impl Cell {
                 failures: Intensity::new(FAILURES, FAILURE_SPAN_MILLIS),
                 quarantined: false,
                 incarnation: 0,
+                reported: None,
+                sent: 0,
+                rested_after: None,
             }),
             queued: AtomicU32::new(0),
+            resting_noted: AtomicBool::new(false),
+            myself: myself.clone(),
             start_wanted_until: AtomicU64::new(0),
         })
     }
@@ -268,7 +287,57 @@ impl Cell {
     pub(crate) fn next_incarnation(&self) -> u64 {
         let mut owned = self.owned.lock();
         owned.incarnation += 1;
+        owned.sent = 0;
+        owned.rested_after = None;
         owned.incarnation
+    }
+
+    /// Sends to the actor on behalf of the registry, whose messages are counted; gives the message back if it is dead.
+    pub(crate) fn route(&self, message: Message) -> Result<(), Message> {
+        self.owned.lock().sent += 1;
+        self.tell(message)
+    }
+
+    /// The end that was reported since the last look.
+    pub(crate) fn take_reported(&self) -> Option<(Life, Exit, bool)> {
+        self.owned.lock().reported.take()
+    }
+
+    /// The actor has something to do.
+    pub(crate) fn wake(&self) {
+        self.owned.lock().rested_after = None;
+    }
+
+    /// The actor has nothing to do, after this many messages from the registry. At rest nobody else sends it anything: it
+    /// has no operation under way and no timer.
+    pub(crate) fn rest(&self, heard: u64) {
+        self.owned.lock().rested_after = Some(heard);
+        if !self.resting_noted.swap(true, Ordering::AcqRel) {
+            self.services.registry.send(Upward::Resting(self.myself.clone()));
+        }
+    }
+
+    /// The registry will look at this actor.
+    pub(crate) fn note_resting(&self) {
+        self.resting_noted.store(true, Ordering::Release);
+    }
+
+    /// Dismisses the actor if it has nothing to do and nothing on the way to it. Called by the registry, which alone sends
+    /// to an actor at rest; says whether the registry is to look again.
+    pub(crate) fn dismiss_if_resting(&self) -> bool {
+        let dismissed = {
+            let mut owned = self.owned.lock();
+            if owned.actor.is_some() && owned.rested_after != Some(owned.sent) {
+                return true;
+            }
+            owned.actor.take()
+        };
+        self.resting_noted.store(false, Ordering::Release);
+        if let Some(actor) = dismissed {
+            // One that was lost meanwhile is not missed.
+            let _ = actor.send_message(Message::Dismissed);
+        }
+        false
     }
 
     pub(crate) fn incarnation(&self) -> u64 {
@@ -306,16 +375,14 @@ impl Cell {
 
     /// Lets watchers know of a sandbox that was just defined.
     pub(crate) fn announce(&self) {
-        let at_unix_nanos = self.facts.lock().created_at_unix_nanos;
-        let event = Event {
-            sequence: 0,
-            at_unix_nanos,
-            key: self.key,
+        let entry = Entry {
+            at_unix_nanos: self.facts.lock().created_at_unix_nanos,
+            key: Arc::clone(&self.shared_key),
             phase: Phase::Defined,
             life: Life(0),
             exit: None,
         };
-        self.services.events.append(event);
+        self.services.events.append(entry);
     }
 
     /// Nobody will own this sandbox until somebody shuts it down: everybody who waits hears so.
@@ -357,9 +424,13 @@ impl Cell {
 
 impl Observer for Cell {
     fn exited(&self, life: Life, exit: Exit, all_ended: bool) {
-        if self.lease.mark_exited(life) {
-            // Without an actor nobody hears it now; its replacement asks the backend, which remembers.
-            let _ = self.tell(Message::Exited { life, exit, all_ended });
+        if !self.lease.mark_exited(life) {
+            return;
+        }
+        // Kept here, and not in the message: whatever the actor hears next, it knows of the end first.
+        self.owned.lock().reported.get_or_insert((life, exit, all_ended));
+        if let Some(cell) = self.myself.upgrade() {
+            self.services.registry.send(Upward::Exited(cell));
         }
     }
 }

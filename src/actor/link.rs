@@ -1,6 +1,6 @@
 //! What actors say to whoever routes to them, and the link they say it through.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 use ractor::ActorRef;
@@ -20,6 +20,12 @@ pub(crate) enum Upward {
     Stopped(Arc<Cell>, Life),
     /// This sandbox's actor is lost: the one with this number.
     Lost(Arc<Cell>, u64),
+    /// The end of a life lies in this cell: its actor is to look.
+    Exited(Arc<Cell>),
+    /// This sandbox's actor has nothing to do, and may be dismissed when that has lasted.
+    Resting(Weak<Cell>),
+    /// Dismiss the actors that have had nothing to do for long enough.
+    Dismiss,
     /// Look after everything: this registry replaces one that was lost.
     Heal,
     /// Fail as a fault in the registry itself would.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
-use crate::model::{Command, Exit, Found, Life, OpId};
+use crate::model::{Command, Found, Life, OpId};
 use crate::runtime::{Runtime, Started};
 use crate::spec::SandboxSpec;
 
@@ -20,19 +20,14 @@ pub(crate) enum Message {
     Call(Box<Call>),
     /// An operation came to its end.
     Ended(Box<Ended>),
-    /// A life came to its end.
-    Exited {
-        /// Which.
-        life: Life,
-        /// How.
-        exit: Exit,
-        /// Whether nothing of it runs any more.
-        all_ended: bool,
-    },
+    /// The end of a life lies in the cell.
+    Exited,
     /// The armed moment has come.
     Due,
     /// This actor replaces one that was lost.
     Replaces(Lost),
+    /// There has been nothing to do for a while: end, until the next call or exit needs an actor again.
+    Dismissed,
     /// Fail as a fault in the actor itself would.
     #[cfg(feature = "testing")]
     Panic,

@@ -1,7 +1,7 @@
 //! One actor per sandbox: it serializes the lifecycle, runs operations beside itself, and never waits for one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind};
 use crate::events::EventLog;
 use crate::id::SandboxKey;
-use crate::model::{BootMillis, Life};
+use crate::model::{BootMillis, Command, Life};
 
 pub(crate) mod cell;
 mod link;
@@ -83,6 +83,7 @@ pub(crate) struct Services {
     pub(crate) registry: Link,
     lives: AtomicU64,
     in_flight: AtomicUsize,
+    closed: AtomicBool,
 }
 
 /// A call on its way.
@@ -105,7 +106,26 @@ impl Services {
             registry: Link::default(),
             lives: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
         })
+    }
+
+    /// Nothing begins any more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Refuses what would begin something once the keeper is closed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`].
+    pub(crate) fn check_open(&self, key: &SandboxKey, command: Command) -> Result<(), Error> {
+        let begins = matches!(command, Command::Define | Command::Create { .. } | Command::Start { .. });
+        if begins && self.closed.load(Ordering::Acquire) {
+            let found = "its keeper is closed";
+            return Err(Error::new(ErrorKind::Unavailable, command.verb(), found).on(key));
+        }
+        Ok(())
     }
 
     /// Counts a call that is on its way, until it is answered.

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
-use crate::events::Event;
+use crate::events::Entry;
 use crate::model::{
     Answer, BootMillis, Cause, Command, Effect, Exit, Found, Life, Observation, OpId, Operation, Outcome,
     Phase,
@@ -74,6 +74,8 @@ pub(crate) struct Shell {
     /// Answers that wait until the registry has forgotten this sandbox.
     farewell: Vec<(Reply, Result<Settled, Error>)>,
     shutdown: Option<OpId>,
+    /// How many messages of the registry's were heard.
+    heard: u64,
 }
 
 impl Actor for Sandbox {
@@ -95,17 +97,27 @@ impl Actor for Sandbox {
             wanted_until: None,
             farewell: Vec::new(),
             shutdown: None,
+            heard: 0,
         })
     }
 
     async fn handle(
         &self,
-        _myself: ActorRef<Message>,
+        myself: ActorRef<Message>,
         message: Message,
         shell: &mut Shell,
     ) -> Result<(), ActorProcessingErr> {
+        if let Message::Dismissed = message {
+            shell.guard.0 = None;
+            myself.stop(None);
+            return Ok(());
+        }
         shell.hear(message);
-        if shell.cell.lifecycle().phase() == Phase::Gone && shell.guard.0.is_some() {
+        let lifecycle = shell.cell.lifecycle();
+        if lifecycle.is_at_rest() && shell.cell.waiters(|waiters| waiters.is_idle()) {
+            shell.cell.rest(shell.heard);
+        }
+        if lifecycle.phase() == Phase::Gone && shell.guard.0.is_some() {
             shell.guard.0 = None;
             let farewell = std::mem::take(&mut shell.farewell);
             shell.cell.services.registry.send(Upward::Gone(Arc::clone(&shell.cell), farewell));
@@ -117,13 +129,18 @@ impl Actor for Sandbox {
 
 impl Shell {
     fn hear(&mut self, message: Message) {
+        self.cell.wake();
+        if let Message::Call(_) | Message::Exited = message {
+            self.heard += 1;
+        }
+        if let Some((life, exit, all_ended)) = self.cell.take_reported() {
+            self.observe(Observation::Exited { life, exit, all_ended });
+        }
         match message {
             Message::Call(call) => self.call(*call),
             Message::Ended(ended) => self.ended(*ended),
-            Message::Exited { life, exit, all_ended } => {
-                self.observe(Observation::Exited { life, exit, all_ended });
-            }
             Message::Due => self.observe(Observation::Due),
+            Message::Exited | Message::Dismissed => {}
             Message::Replaces(lost) => self.replace(lost),
             #[cfg(feature = "testing")]
             Message::Panic => panic!("asked to fail, for a test"),
@@ -312,10 +329,9 @@ impl Shell {
         tracing::info!(sandbox = %self.cell.key, %life, %phase, "phase changed");
         let (_, facts) = self.cell.snapshot();
         let services = &self.cell.services;
-        services.events.append(Event {
-            sequence: 0,
+        services.events.append(Entry {
             at_unix_nanos: crate::runtime::unix_nanos(),
-            key: self.cell.key,
+            key: Arc::clone(&self.cell.shared_key),
             phase,
             life,
             exit: facts.exit.filter(|(of, _)| *of == life && phase >= Phase::Stopped).map(|(_, exit)| exit),

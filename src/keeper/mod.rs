@@ -185,6 +185,21 @@ impl Keeper {
         left
     }
 
+    /// Closes the keeper: nothing is defined or started any more, and every sandbox is shut down as by
+    /// [`shutdown_all`](Self::shutdown_all). Returns when none is left; gives what would not go.
+    ///
+    /// Waits and watches end with what they wait for. A second call does the same.
+    pub async fn close(&self, grace: Option<Duration>) -> Vec<(SandboxKey, Error)> {
+        self.inner.services.close();
+        loop {
+            let left = self.shutdown_all(grace).await;
+            // What was on its way to the registry before the door was shut may have come in after the look.
+            if self.is_empty() || !left.is_empty() {
+                return left;
+            }
+        }
+    }
+
     /// How many sandboxes it knows.
     pub fn len(&self) -> usize {
         self.inner.index.len()
@@ -237,6 +252,7 @@ impl Keeper {
         limit: Duration,
     ) -> Result<Settled, Error> {
         let verb = command.verb();
+        self.inner.services.check_open(key, command)?;
         let deadline = Instant::now() + limit;
         let permit = match self.inner.index.cell(key) {
             Some(cell) => Some(cell.mailbox_permit(verb)?),
@@ -299,6 +315,12 @@ impl Keeper {
         if let Some(cell) = self.inner.index.cell(key) {
             let _ = cell.tell(crate::actor::Message::Panic);
         }
+    }
+
+    /// How many sandboxes have an actor at the moment; those at rest for a while have none.
+    #[cfg(feature = "testing")]
+    pub fn awake_owners(&self) -> usize {
+        self.inner.index.cells().filter(|cell| cell.has_actor()).count()
     }
 
     /// Makes the registry fail, as a fault in it would.

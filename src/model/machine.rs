@@ -80,6 +80,11 @@ impl Lifecycle {
         self.kept
     }
 
+    /// Whether nothing is under way and nothing will be due: only a command or an exit leads on from here.
+    pub fn is_at_rest(&self) -> bool {
+        self.state.op().is_none() && self.state.deadline().is_none() && self.state != State::Gone
+    }
+
     fn turn(&self, now: BootMillis) -> Turn {
         let Self { state, goals, current, next_op, kept } = self.clone();
         Turn { state, goals, current, next_op, kept, effects: Vec::new(), now }

@@ -18,6 +18,9 @@ mod lane;
 
 use index::Index;
 
+/// How long an actor has nothing to do before it is dismissed. A sandbox at rest then costs no task and no mailbox.
+const REST: Duration = Duration::from_millis(100);
+
 /// Routes calls to sandboxes.
 struct Registry;
 
@@ -27,6 +30,8 @@ struct Routing {
     index: Arc<Index>,
     /// Sandboxes that stopped, the oldest first.
     stopped: VecDeque<(Weak<Cell>, Life)>,
+    /// Sandboxes whose actors rest, and since when they are known to; each at most once.
+    resting: VecDeque<(Instant, Weak<Cell>)>,
     _successor: Succession,
 }
 
@@ -67,7 +72,13 @@ pub(crate) fn open(services: &Arc<Services>, index: &Arc<Index>) -> Result<(), E
 
 fn spawn(services: Arc<Services>, index: Arc<Index>) -> Result<ActorRef<Upward>, Error> {
     let successor = Succession { services: Arc::clone(&services), index: Arc::clone(&index) };
-    let routing = Routing { services, index, stopped: VecDeque::new(), _successor: successor };
+    let routing = Routing {
+        services,
+        index,
+        stopped: VecDeque::new(),
+        resting: VecDeque::new(),
+        _successor: successor,
+    };
     let spawned = ractor::ActorRuntime::<Registry>::spawn_instant(None, Registry, routing);
     let (registry, _started) = spawned.map_err(|error| {
         Error::new(ErrorKind::Internal, "start the registry", "its actor could not be spawned")
@@ -99,6 +110,9 @@ impl Actor for Registry {
             Upward::Call(call) => routing.route(call),
             Upward::Gone(cell, farewell) => routing.forget(&cell, farewell),
             Upward::Stopped(cell, life) => routing.keep_stopped(&cell, life),
+            Upward::Exited(cell) => routing.deliver(&cell, Message::Exited),
+            Upward::Resting(cell) => routing.note_resting(cell),
+            Upward::Dismiss => routing.dismiss(),
             Upward::Lost(cell, incarnation) if incarnation == cell.incarnation() => {
                 routing.replace_owner(&cell)
             }
@@ -114,6 +128,9 @@ impl Actor for Registry {
 
 impl Routing {
     fn route(&mut self, mut call: Box<Call>) {
+        if let Err(error) = self.services.check_open(&call.key, call.command) {
+            return call.reply.fail(error);
+        }
         let cell = match self.index.cell(&call.key) {
             Some(cell) if cell.pulse().phase() == Phase::Gone => {
                 // Its actor's farewell is on the way here; this call comes behind it.
@@ -180,13 +197,55 @@ impl Routing {
         if cell.is_quarantined() {
             cell.release_from_quarantine();
             self.activate(cell, Some(Lost::LongAgo));
-        } else if !cell.has_actor() {
+        }
+        self.deliver(cell, Message::Call(call));
+    }
+
+    /// Gives a message to a sandbox's actor, activating it if need be. An actor that was lost a moment ago hears nothing: its
+    /// notice is on the way, its replacement asks the backend what exists, and a caller hears at once.
+    fn deliver(&self, cell: &Arc<Cell>, message: Message) {
+        if !cell.has_actor() {
+            if cell.is_quarantined() || cell.pulse().phase() == Phase::Gone {
+                return;
+            }
             self.activate(cell, None);
         }
-        if let Err(Message::Call(call)) = cell.tell(Message::Call(call)) {
-            // Lost between two messages. Its notice is on the way; whoever asked hears at once.
+        if let Err(Message::Call(call)) = cell.route(message) {
             call.reply.fail(owner_lost(&cell.key, call.command.verb()));
         }
+    }
+
+    fn note_resting(&mut self, cell: Weak<Cell>) {
+        if self.resting.is_empty() {
+            self.look_again_in(REST);
+        }
+        self.resting.push_back((Instant::now(), cell));
+    }
+
+    /// Dismisses the actors that have rested for long enough, and looks at the others again later.
+    fn dismiss(&mut self) {
+        let now = Instant::now();
+        while let Some((since, _)) = self.resting.front() {
+            let left = REST.saturating_sub(now.duration_since(*since));
+            if !left.is_zero() {
+                return self.look_again_in(left);
+            }
+            let Some((_, cell)) = self.resting.pop_front() else { return };
+            if cell.upgrade().is_some_and(|cell| cell.dismiss_if_resting()) {
+                self.resting.push_back((now, cell));
+            }
+        }
+    }
+
+    /// One timer for all: nobody is woken while every actor is dismissed.
+    fn look_again_in(&self, pause: Duration) {
+        let services = Arc::downgrade(&self.services);
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            if let Some(services) = services.upgrade() {
+                services.registry.send(Upward::Dismiss);
+            }
+        });
     }
 
     fn activate(&self, cell: &Arc<Cell>, replaces: Option<Lost>) {
@@ -256,6 +315,10 @@ impl Routing {
             if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis()) {
                 // It may have been lost on its way; a Shutdown that is under way already is joined.
                 self.shut_down(cell.key, grace_millis);
+            }
+            if cell.has_actor() {
+                cell.note_resting();
+                self.note_resting(Arc::downgrade(&cell));
             }
             match pulse.phase() {
                 Phase::Gone => self.forget(&cell, Vec::new()),

@@ -1,7 +1,7 @@
 //! A backend that makes nothing: its sandboxes live in memory and do what a script says.
 //!
 //! Without the `testing` feature every operation succeeds at once. With it, a [`Script`] per sandbox delays, fails, hangs,
-//! panics or lies, and [`MemoryRuntime::exit`] ends instances from outside, so that supervision can be tested without a
+//! panics or lies, and `MemoryRuntime::exit` ends instances from outside, so that supervision can be tested without a
 //! kernel.
 
 use std::collections::HashMap;

@@ -22,7 +22,7 @@ use sandkeeper::runtime::Runtime;
 use sandkeeper::runtime::linux::{LinuxConfig, LinuxRuntime};
 use sandkeeper::runtime::memory::MemoryRuntime;
 use sandkeeper::spec::Network;
-use sandkeeper::{Event, KEPT_EVENTS, Keeper, SandboxKey, SandboxSpec, WatchItem};
+use sandkeeper::{Controller, KEPT_EVENTS, Keeper, SandboxKey, SandboxSpec, WatchItem};
 use tokio::task::JoinSet;
 
 use deaths::Victim;
@@ -79,6 +79,7 @@ impl Round {
 struct Plan {
     round: Round,
     count: u64,
+    short: bool,
     /// How long it watches nothing happen.
     idle: Duration,
     /// How long memory is given to settle at most.
@@ -96,6 +97,7 @@ fn main() {
         return play(&Plan {
             round,
             count: count * times,
+            short: options.test,
             idle: Duration::from_secs(if options.test { 1 } else { 5 }),
             settling: Duration::from_secs(if options.test { 4 } else { 25 }),
             ready_networks: if options.test { 4 } else { LinuxConfig::default().ready_networks },
@@ -142,7 +144,7 @@ async fn real(plan: &Plan, linux: &Arc<LinuxRuntime>) {
     let leaders: Vec<_> = victims.iter().map(|(_, pid)| (*pid, kernel::started_at(*pid))).collect();
     assert!(leaders.iter().all(|(_, started)| started.is_some()), "some have ended by themselves");
 
-    supervisor(plan, &keeper, &before, busy_heap, &after).await;
+    supervisor(plan, &before, busy_heap, &after);
     of_kernel(plan, &before, &after);
     inits(&victims);
     let descriptors = after.descriptors - before.descriptors;
@@ -170,12 +172,15 @@ async fn without_kernel(plan: &Plan) {
     let runtime = MemoryRuntime::new() as Arc<dyn Runtime>;
     let spec = SandboxSpec::default();
     warm_up(&runtime, &spec).await;
-    let before = Moment::now();
+    if !plan.short {
+        event_log(&runtime, &spec).await;
+    }
+    let before = Moment::at_rest(plan.settling).await;
     let keeper = keeper(&runtime, plan.count);
     start(&keeper, &spec, plan.count).await;
     let busy_heap = counting::live() / 1_024.0;
     let after = Moment::at_rest(plan.settling).await;
-    supervisor(plan, &keeper, &before, busy_heap, &after).await;
+    supervisor(plan, &before, busy_heap, &after);
     idle(plan.idle).await;
     assert!(keeper.shutdown_all(Some(Duration::ZERO)).await.is_empty(), "all go");
     assert!(keeper.is_empty());
@@ -228,22 +233,37 @@ async fn start(keeper: &Keeper, spec: &SandboxSpec, count: u64) -> Vec<Victim> {
 }
 
 /// What the supervisor holds: as its pages, and as what it asked the allocator for.
-async fn supervisor(plan: &Plan, keeper: &Keeper, before: &Moment, busy_heap: f64, after: &Moment) {
+fn supervisor(plan: &Plan, before: &Moment, busy_heap: f64, after: &Moment) {
     let each = |kib: f64| kib / plan.count as f64;
     println!("  own pages       {:>9.2} KiB  each, once at rest", each(after.own - before.own));
     println!("  own heap        {:>9.2} KiB  each, once at rest", each(after.heap - before.heap));
     println!("    just started  {:>9.2} KiB  each", each(busy_heap - before.heap));
-    // The log is a ring: it grows by doubling, up to its bound, whatever number of sandboxes there is.
-    let Some(WatchItem::Snapshot { next_sequence, .. }) = keeper.watch().next().await else {
-        panic!("a watch begins with what there is")
-    };
-    let places = next_sequence.min(KEPT_EVENTS as u64).next_power_of_two();
-    let log = (places * size_of::<Event>() as u64) as f64 / 1_024.0;
-    println!(
-        "    event log     {:>9.2} KiB  each, {:.0} KiB in all for {next_sequence} events",
-        each(log),
-        log
-    );
+}
+
+/// What the log of events holds when it is full, which it is after some 10,000 lives, however few sandboxes there are.
+async fn event_log(runtime: &Arc<dyn Runtime>, spec: &SandboxSpec) {
+    let keeper = keeper(runtime, 1);
+    live_and_die(&keeper, spec).await;
+    let before = counting::live();
+    loop {
+        let Some(WatchItem::Snapshot { next_sequence, .. }) = keeper.watch().next().await else {
+            panic!("a watch begins with what there is")
+        };
+        if next_sequence >= KEPT_EVENTS as u64 {
+            break;
+        }
+        for _ in 0..100 {
+            live_and_die(&keeper, spec).await;
+        }
+    }
+    let full = (counting::live() - before) / 1_024.0;
+    println!("  event log       {full:>9.0} KiB  in all, when it is full");
+}
+
+async fn live_and_die(keeper: &Keeper, spec: &SandboxSpec) {
+    let key = house::key(0);
+    keeper.run(&key, spec.clone()).await.expect("it starts");
+    keeper.shutdown(&key, Some(Duration::ZERO)).await.expect("it goes");
 }
 
 /// What the machine has less of, without what is our own.

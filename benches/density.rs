@@ -256,6 +256,8 @@ async fn event_log(runtime: &Arc<dyn Runtime>, spec: &SandboxSpec) {
             live_and_die(&keeper, spec).await;
         }
     }
+    // Until the registry has forgotten the last of them.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let full = (counting::live() - before) / 1_024.0;
     println!("  event log       {full:>9.0} KiB  in all, when it is full");
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Between two looks at whether all is at rest.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// So many looks in a row must find no change: longer than the second after which idle actors go.
+/// So many looks in a row must find no change: two seconds, for longer than which no actor at rest is kept.
 const STEADY_LOOKS: u32 = 8;
 
 /// What still counts as no change of the machine's memory, in KiB.

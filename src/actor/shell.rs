@@ -238,6 +238,12 @@ impl Shell {
 
     fn ended(&mut self, Ended { op, result, permit }: Ended) {
         self.start_permit = permit;
+        // It is over, and its handle would keep its memory for as long as the sandbox is at rest.
+        if let Some((running, task)) = self.cell.take_task()
+            && running != op
+        {
+            self.cell.set_task(running, task);
+        }
         match result {
             Ok(Done::Nothing) => self.observe(Observation::Ended { op, failed: false }),
             Ok(Done::Started(started)) => {

@@ -330,6 +330,10 @@ impl Shell {
                 facts.started = None;
                 facts.started_at_unix_nanos = 0;
             }
+            // Together with the phase: a status says both or neither.
+            if let (Phase::Stopped, Some(exit)) = (phase, lifecycle.exit()) {
+                facts.exit = Some((life, exit));
+            }
         });
         telemetry::phase_entered(phase);
         tracing::info!(sandbox = %self.cell.key, %life, %phase, "phase changed");

@@ -238,6 +238,12 @@ impl Shell {
 
     fn ended(&mut self, Ended { op, result, permit }: Ended) {
         self.start_permit = permit;
+        // It is over, and its handle would keep its memory for as long as the sandbox is at rest.
+        if let Some((running, task)) = self.cell.take_task()
+            && running != op
+        {
+            self.cell.set_task(running, task);
+        }
         match result {
             Ok(Done::Nothing) => self.observe(Observation::Ended { op, failed: false }),
             Ok(Done::Started(started)) => {
@@ -323,6 +329,10 @@ impl Shell {
             if let Phase::Creating = phase {
                 facts.started = None;
                 facts.started_at_unix_nanos = 0;
+            }
+            // Together with the phase: a status says both or neither.
+            if let (Phase::Stopped, Some(exit)) = (phase, lifecycle.exit()) {
+                facts.exit = Some((life, exit));
             }
         });
         telemetry::phase_entered(phase);

@@ -302,11 +302,13 @@ impl Turn {
 
     /// Nothing of the instance runs any more.
     pub(super) fn ended(&mut self, exit: Exit) {
-        self.tell(exit);
         if self.goals.shutdown.is_some() {
+            self.tell(exit);
             self.begin_deleting(Then::Gone, None);
         } else {
+            // Published first: whoever is told of the end, and looks, must see it stopped.
             self.enter(State::Stopped { exit });
+            self.tell(exit);
             self.settle(|goals| &mut goals.stop, Outcome::Done);
         }
     }

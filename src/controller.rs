@@ -45,7 +45,8 @@ pub struct StartedSandbox {
 /// Each call ends by its deadline with an answer or with
 /// [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded); [`default_deadline`] says which deadline holds if the caller
 /// sets none. A caller that gives up changes nothing but its own wait: what it began completes or is undone. The one
-/// exception is a start that still waits for its turn: it is dropped unexecuted when nobody waits for it any more.
+/// exception is a start that still waits for its turn: it is dropped unexecuted when the deadlines of all who asked for it
+/// have passed.
 ///
 /// An ID that nobody knows is [`NotFound`](crate::ErrorKind::NotFound) to every verb but Shutdown, whose goal is absence.
 #[async_trait]

@@ -577,3 +577,142 @@ async fn a_closed_keeper_starts_nothing_and_keeps_nothing() {
         ErrorKind::Unavailable
     );
 }
+
+/// A keeper that is dropped without a word takes its sandboxes and its backend along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_keeper_lets_go_of_its_backend() {
+    let (keeper, runtime) = keeper();
+    for number in 0..3 {
+        keeper.run(&key(&format!("dropped-{number}")), SandboxSpec::default()).await.unwrap();
+    }
+    keeper.stop(&key("dropped-0"), None).await.unwrap();
+    let backend = Arc::downgrade(&runtime);
+    drop((keeper, runtime));
+    let dropped = async {
+        while backend.upgrade().is_some() {
+            tokio::time::sleep(MS(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), dropped).await.expect("nothing keeps the backend");
+}
+
+/// Whoever asks for another spec is told so at any moment, also while a failed start is being undone.
+#[tokio::test]
+async fn another_spec_is_refused_while_a_failed_start_is_undone() {
+    let (keeper, runtime) = keeper();
+    let key = key("undone");
+    let script = Script {
+        start: instead(Instead::Fail(ErrorKind::Unavailable)),
+        delete: slow(MS(100)),
+        ..Script::default()
+    };
+    runtime.script(&key, script);
+    keeper.define(&key, SandboxSpec::default()).await.unwrap();
+    let other = SandboxSpec { hostname: Some("other".into()), ..SandboxSpec::default() };
+    let start = keeper.start(&key);
+    let define = async {
+        tokio::time::sleep(MS(30)).await;
+        assert_eq!(keeper.inspect(&key).unwrap().phase, "deleting");
+        keeper.define(&key, other).await
+    };
+    let (start, define) = tokio::join!(start, define);
+    assert_eq!(start.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(define.unwrap_err().kind(), ErrorKind::AlreadyExists);
+}
+
+/// A refused pause leaves nothing behind that shortens what comes after it.
+#[tokio::test]
+async fn a_refused_pause_does_not_cut_a_later_stop_short() {
+    let runtime = MemoryRuntime::without_pause();
+    let keeper = Keeper::builder().runtime("memory", Arc::clone(&runtime) as _).build().unwrap();
+    let key = key("unhurried");
+    keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    assert_eq!(keeper.within(MS(20)).pause(&key).await.unwrap_err().kind(), ErrorKind::Unimplemented);
+    tokio::time::sleep(MS(50)).await;
+    keeper.stop(&key, Some(Duration::from_secs(10))).await.unwrap();
+    assert_eq!(keeper.wait(&key).await.unwrap().status(), 143, "it was asked, and ended by itself");
+}
+
+/// No limit is a limit that nobody reaches, and not a panic.
+#[tokio::test]
+async fn the_longest_graces_and_deadlines_are_accepted() {
+    let (keeper, runtime) = keeper();
+    let key = key("patient");
+    keeper.within(Duration::MAX).run(&key, SandboxSpec::default()).await.unwrap();
+    keeper.stop(&key, Some(Duration::MAX)).await.unwrap();
+    keeper.start(&key).await.unwrap();
+    assert!(keeper.shutdown_all(Some(Duration::MAX)).await.is_empty());
+    nothing_is_left(&keeper, &runtime);
+}
+
+/// Metrics and Update of what does not run, or of nobody, are refused like any other question.
+#[tokio::test]
+async fn metrics_of_what_does_not_run_are_refused() {
+    let (keeper, _runtime) = keeper();
+    let key = key("idle");
+    keeper.define(&key, SandboxSpec::default()).await.unwrap();
+    assert_eq!(keeper.metrics(&key).await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    assert_eq!(
+        keeper.update(&key, &Default::default()).await.unwrap_err().kind(),
+        ErrorKind::FailedPrecondition
+    );
+}
+
+/// An old record that makes room does not take the next life of its name along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_record_never_takes_the_next_life_along() {
+    let runtime = MemoryRuntime::new();
+    let keeper =
+        Keeper::builder().runtime("memory", Arc::clone(&runtime) as _).stopped_records(1).build().unwrap();
+    let mut rounds = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let keeper = keeper.clone();
+        rounds.spawn(async move {
+            let key = key(&format!("evicted-{number}"));
+            for _ in 0..200 {
+                match keeper.run(&key, SandboxSpec::default()).await {
+                    Ok(_) => drop(keeper.stop(&key, Some(Duration::ZERO)).await),
+                    // The record was on its way out: the next try finds the name free.
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}"),
+                }
+            }
+        });
+    }
+    while let Some(round) = rounds.join_next().await {
+        round.unwrap();
+    }
+}
+
+/// Each life is seen to begin and to end, once, whatever cancels it.
+#[tokio::test]
+async fn a_cancelled_restart_is_not_seen_as_another_end_of_the_last_life() {
+    let (keeper, runtime) = keeper();
+    let mut watch = keeper.watch();
+    let key = key("restarted");
+    keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    keeper.stop(&key, Some(Duration::ZERO)).await.unwrap();
+    runtime.script(&key, Script { delete: slow(MS(200)), ..Script::default() });
+    let start = keeper.start(&key);
+    let stop = async {
+        tokio::time::sleep(MS(30)).await;
+        keeper.stop(&key, None).await.unwrap();
+    };
+    let (start, ()) = tokio::join!(start, stop);
+    assert_eq!(start.unwrap_err().kind(), ErrorKind::Aborted);
+    keeper.start(&key).await.unwrap();
+    keeper.close(Some(Duration::ZERO)).await;
+    drop(keeper);
+    let mut phases = Vec::new();
+    while let Some(item) = watch.next().await {
+        if let WatchItem::Event(event) = item {
+            phases.push((event.life.0, event.phase));
+        }
+    }
+    use Phase::*;
+    let lives: std::collections::BTreeSet<u64> = phases.iter().map(|(life, _)| *life).collect();
+    for life in lives.into_iter().filter(|life| *life > 0) {
+        let seen = |phase| phases.iter().filter(|(of, at)| *of == life && *at == phase).count();
+        assert_eq!((seen(Creating), seen(Running)), (1, 1), "life {life}: {phases:?}");
+        assert!(seen(Stopped) <= 1, "life {life}: {phases:?}");
+    }
+}

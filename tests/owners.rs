@@ -202,11 +202,18 @@ async fn an_owner_that_fails_too_often_is_not_replaced_and_a_shutdown_ends_it() 
     let house = House::with_bystanders().await;
     let key = house.scripted("h", Script::default());
     house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
-    for _ in 0..8 {
-        house.keeper.fail_owner(&key);
-        tokio::time::sleep(MS(10)).await;
-    }
-    assert!(house.keeper.inspect(&key).unwrap().marks.contains(&"quarantined".to_owned()));
+    let wait = tokio::spawn({
+        let keeper = house.keeper.clone();
+        async move { keeper.wait(&key).await }
+    });
+    let quarantined = async {
+        while !house.keeper.inspect(&key).unwrap().marks.contains(&"quarantined".to_owned()) {
+            house.keeper.fail_owner(&key);
+            tokio::time::sleep(MS(2)).await;
+        }
+    };
+    tokio::time::timeout(MS(9_000), quarantined).await.expect("it is given up");
+    assert_eq!(wait.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable, "nobody waits in vain");
     let error = house.keeper.pause(&key).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
     assert!(error.to_string().contains("shut it down"), "{error}");

@@ -91,7 +91,8 @@ impl PendingWait {
     pub(crate) async fn told(mut self) -> Result<Exit, Error> {
         let hears = self.hears.as_mut().expect("taken only when dropped");
         hears.await.map_err(|_closed| {
-            Error::new(ErrorKind::Unavailable, "wait for", "its keeper was closed").on(&self.cell.key)
+            let found = "its owner failed too often, or its keeper was closed";
+            Error::new(ErrorKind::Unavailable, "wait for", found).on(&self.cell.key).remedy("shut it down")
         })
     }
 }
@@ -259,7 +260,8 @@ impl Cell {
             (owned.actor.take(), owned.instance.take(), owned.task.take())
         };
         if let Some(actor) = actor {
-            actor.stop(None);
+            // Behind whatever is still on its way to it, which it passes on.
+            let _ = actor.send_message(Message::Dismissed);
         }
         if let Some((_, task)) = task {
             task.abort();
@@ -387,7 +389,10 @@ impl Cell {
 
     /// Nobody will own this sandbox until somebody shuts it down: everybody who waits hears so.
     pub(crate) fn give_up(&self, error: &Error) {
-        self.waiters(|waiters| waiters.fail(error));
+        self.waiters(|waiters| {
+            waiters.fail(error);
+            waiters.abandon_exits();
+        });
         self.publish(self.lifecycle().phase(), |_| {});
     }
 

@@ -12,6 +12,7 @@ use crate::model::{Command, Found, Life, OpId};
 use crate::runtime::{Runtime, Started};
 use crate::spec::SandboxSpec;
 
+use super::InFlight;
 use super::cell::MailboxPermit;
 
 /// One message to an actor. Small: it travels in a box, but the box is made for each.
@@ -53,6 +54,10 @@ pub(crate) struct Call {
     pub(crate) reply: Reply,
     /// Room in the mailbox; a Shutdown needs none.
     pub(crate) permit: Option<MailboxPermit>,
+    /// Its place among the calls on their way.
+    pub(crate) in_flight: Option<InFlight>,
+    /// Drop it unless this life is stopped and nothing is under way: the keeper's own, and about the past.
+    pub(crate) only_if_stopped: Option<Life>,
 }
 
 /// What a sandbox is to be, checked.

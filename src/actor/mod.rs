@@ -54,8 +54,9 @@ impl Default for OperationDeadlines {
             pause: secs(5),
             resume: secs(5),
             ask: secs(2),
-            kill: secs(2),
-            delete: secs(4),
+            // Together they end before the caller of a Shutdown gives up, so that it hears what was in the way.
+            kill: Duration::from_millis(1_500),
+            delete: secs(3),
             reattach: secs(5),
         }
     }
@@ -87,9 +88,9 @@ pub(crate) struct Services {
 }
 
 /// A call on its way.
-pub(crate) struct InFlight<'a>(&'a Services);
+pub(crate) struct InFlight(Arc<Services>);
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
@@ -132,9 +133,13 @@ impl Services {
     ///
     /// # Errors
     /// [`ErrorKind::ResourceExhausted`] at once if too many are.
-    pub(crate) fn in_flight(&self, key: &SandboxKey, verb: &'static str) -> Result<InFlight<'_>, Error> {
+    pub(crate) fn in_flight(
+        self: &Arc<Self>,
+        key: &SandboxKey,
+        verb: &'static str,
+    ) -> Result<InFlight, Error> {
         let bound = self.bounds.in_flight;
-        let counted = InFlight(self);
+        let counted = InFlight(Arc::clone(self));
         if self.in_flight.fetch_add(1, Ordering::AcqRel) < bound {
             return Ok(counted);
         }
@@ -176,5 +181,16 @@ impl Clock {
     /// Not earlier than the moment meant: what is due then is due when a sleep until then ends.
     pub(crate) fn instant_of(&self, at: BootMillis) -> Instant {
         self.start + Duration::from_millis(at.0.saturating_sub(self.boot_at_start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shutdown_hears_what_was_in_its_way_before_it_gives_up() {
+        let OperationDeadlines { kill, delete, .. } = OperationDeadlines::default();
+        assert!(kill + delete < crate::controller::default_deadline::END_BEYOND_GRACE);
     }
 }

@@ -85,8 +85,10 @@ impl Performance {
             Operation::Delete => deadlines.delete,
             Operation::Reattach => deadlines.reattach,
         };
-        let latest = Instant::now() + limit;
-        let until = self.wanted_until.map_or(latest, |wanted| wanted.min(latest));
+        // Of the time that somebody gives a freeze, a fifth is kept for withdrawing it, so that they hear how it ended.
+        let wanted = self.wanted_until.map(|until| until.saturating_duration_since(Instant::now()) / 5 * 4);
+        let limit = wanted.map_or(limit, |wanted| wanted.min(limit));
+        let until = Instant::now() + limit;
         let instance = cell.instance(self.life);
         let call = AssertUnwindSafe(ask(&*cell.runtime, self.operation, &instance)).catch_unwind();
         match tokio::time::timeout_at(until, call).await {

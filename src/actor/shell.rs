@@ -153,10 +153,16 @@ impl Shell {
 
     fn call(&mut self, mut call: Call) {
         // Taken out of the mailbox: its room is free again.
-        drop(call.permit.take());
+        drop((call.permit.take(), call.in_flight.take()));
         if self.cell.lifecycle().phase() == Phase::Gone {
             self.cell.services.registry.send(Upward::Call(Box::new(call)));
             return;
+        }
+        if let Some(life) = call.only_if_stopped {
+            let lifecycle = self.cell.lifecycle();
+            if lifecycle.phase() != Phase::Stopped || lifecycle.life() != life || !lifecycle.is_at_rest() {
+                return;
+            }
         }
         let Call { key, command, definition, deadline, reply, .. } = call;
         if deadline <= Instant::now() && !matches!(command, Command::Shutdown { .. }) {
@@ -166,13 +172,13 @@ impl Shell {
             return;
         }
         if let Command::Pause | Command::Resume = command {
-            // A freeze that nobody waits for any more is not worth going on with.
-            self.wanted_until = Some(deadline);
             if !self.cell.runtime.capabilities().pause {
                 let found = "its runtime cannot freeze sandboxes";
                 reply.fail(Error::new(ErrorKind::Unimplemented, command.verb(), found).on(&key));
                 return;
             }
+            // A freeze that nobody waits for any more is not worth going on with.
+            self.wanted_until = Some(deadline);
         }
         if let Command::Start { .. } | Command::Create { .. } = command {
             self.cell.want_start_until(deadline);

@@ -107,6 +107,11 @@ impl Waiters {
         self.exits.shrink_to_fit();
     }
 
+    /// Nobody will tell of an end any more: those who wait hear that.
+    pub(crate) fn abandon_exits(&mut self) {
+        self.exits.clear();
+    }
+
     /// Joins a Shutdown. Without room the reply is dropped, and its caller hears that.
     pub(crate) fn join_shutdown(&mut self, reply: Reply, grace_millis: u64, bound: usize) -> Joined {
         if self.closed {

@@ -18,8 +18,8 @@ use crate::model::Pong;
 use crate::model::{Command, Exit};
 use crate::registry::index::Index;
 use crate::registry::{not_found, owner_lost};
-use crate::runtime::{Platform, Report, Runtime};
-use crate::spec::SandboxSpec;
+use crate::runtime::{Instance, Platform, Report, Runtime};
+use crate::spec::{SandboxSpec, bounds};
 use crate::wire::SandboxStatus;
 
 mod builder;
@@ -81,6 +81,9 @@ impl Drop for Inner {
     }
 }
 
+/// No deadline is later than this: a year.
+const LONGEST_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
 impl Keeper {
     /// Begins to set up a keeper.
     pub fn builder() -> KeeperBuilder {
@@ -94,7 +97,8 @@ impl Keeper {
     }
 
     fn limit(&self, default: Duration) -> Duration {
-        self.within.unwrap_or(default)
+        // A clock cannot count to the end of time; a year is as good.
+        self.within.unwrap_or(default).min(LONGEST_LIMIT)
     }
 
     /// Records what an ID is to be, and makes nothing. Returns when it is recorded.
@@ -152,35 +156,54 @@ impl Keeper {
     /// - `FailedPrecondition`: it does not run.
     /// - `DeadlineExceeded`, `Unavailable`: it did not answer.
     pub async fn probe(&self, key: &SandboxKey) -> Result<Report, Error> {
-        let cell = self.cell(key, "probe")?;
+        let (cell, instance) = self.instance(key, "probe")?;
+        self.in_time(key, "probe", cell.runtime.probe(&instance)).await
+    }
+
+    /// A sandbox and the life of it that runs.
+    fn instance(&self, key: &SandboxKey, verb: &'static str) -> Result<(Arc<Cell>, Arc<Instance>), Error> {
+        let cell = self.cell(key, verb)?;
         let pulse = cell.pulse();
-        if !pulse.phase().is_alive() {
-            let found = format!("it is {}", pulse.phase());
-            return Err(Error::new(ErrorKind::FailedPrecondition, "probe", found)
-                .on(key)
-                .remedy("start it first"));
-        }
-        let instance = cell.instance_of(pulse.life()).ok_or_else(|| not_found(key, "probe"))?;
+        let instance = cell.instance_of(pulse.life()).filter(|_| pulse.phase().is_alive());
+        let instance = instance.ok_or_else(|| {
+            let found = pulse.phase().not_running();
+            Error::new(ErrorKind::FailedPrecondition, verb, found).on(key).remedy("start it first")
+        })?;
+        Ok((cell, instance))
+    }
+
+    /// What a backend answers, in the time that Probe, Metrics and Update have.
+    async fn in_time<T>(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let limit = self.limit(default_deadline::PROBE);
-        let report = tokio::time::timeout(limit, cell.runtime.probe(&instance)).await;
-        report
-            .unwrap_or_else(|_| {
-                let found = format!("it did not answer within {limit:?}");
-                Err(Error::new(ErrorKind::DeadlineExceeded, "probe", found))
-            })
-            .map_err(|error| error.on(key))
+        let answer = tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+            let found = format!("it did not answer within {limit:?}");
+            Err(Error::new(ErrorKind::DeadlineExceeded, verb, found))
+        });
+        answer.map_err(|error| error.on(key))
     }
 
     /// Shuts every sandbox down, all at once, each with `grace` or its spec's own; gives what would not go.
     pub async fn shutdown_all(&self, grace: Option<Duration>) -> Vec<(SandboxKey, Error)> {
-        let mut calls = tokio::task::JoinSet::new();
-        for cell in self.inner.index.cells() {
+        let shut_down = |cell: Arc<Cell>| {
             let (keeper, key) = (self.clone(), cell.key);
-            calls.spawn(async move { keeper.shutdown(&key, grace).await.err().map(|error| (key, error)) });
-        }
+            (key, tokio::spawn(async move { keeper.shutdown(&key, grace).await }))
+        };
+        let calls: Vec<_> = self.inner.index.cells().map(shut_down).collect();
         let mut left = Vec::new();
-        while let Some(ended) = calls.join_next().await {
-            left.extend(ended.ok().flatten());
+        for (key, call) in calls {
+            match call.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => left.push((key, error)),
+                Err(panic) => {
+                    let error = Error::new(ErrorKind::Internal, "shut down", "the call itself failed");
+                    left.push((key, error.on(&key).caused_by(panic)));
+                }
+            }
         }
         left
     }
@@ -259,9 +282,18 @@ impl Keeper {
             None if definition.is_none() => return Err(not_found(key, verb)),
             None => None,
         };
-        let _in_flight = self.inner.services.in_flight(key, verb)?;
+        let in_flight = Some(self.inner.services.in_flight(key, verb)?);
         let (reply, answer) = Reply::new();
-        let call = Call { key: *key, command, definition, deadline, reply, permit };
+        let call = Call {
+            key: *key,
+            command,
+            definition,
+            deadline,
+            reply,
+            permit,
+            in_flight,
+            only_if_stopped: None,
+        };
         self.inner.services.registry.send(Upward::Call(Box::new(call)));
         self.answer(key, verb, deadline, limit, answer).await
     }
@@ -295,7 +327,7 @@ impl Keeper {
         verb: &'static str,
         call: impl Future<Output = T>,
     ) -> Result<T, Error> {
-        let Some(limit) = self.within else { return Ok(call.await) };
+        let Some(limit) = self.within.map(|within| within.min(LONGEST_LIMIT)) else { return Ok(call.await) };
         tokio::time::timeout(limit, call).await.map_err(|_| {
             Error::new(ErrorKind::DeadlineExceeded, verb, format!("not done within {limit:?}")).on(key)
         })
@@ -334,6 +366,11 @@ fn started(settled: Settled) -> StartedSandbox {
     StartedSandbox { life: settled.life, started: settled.started.unwrap_or_default() }
 }
 
+/// A grace within the bound that a spec's has.
+fn at_most_a_day(grace: Duration) -> Duration {
+    grace.min(Duration::from_secs(bounds::STOP_GRACE_SECS))
+}
+
 fn millis(grace: Duration) -> u64 {
     u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)
 }
@@ -354,7 +391,7 @@ impl Controller for Keeper {
     }
 
     async fn stop(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
-        let grace = grace.unwrap_or(self.cell(key, "stop")?.spec.stop.grace);
+        let grace = at_most_a_day(grace.unwrap_or(self.cell(key, "stop")?.spec.stop.grace));
         let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
         self.call(key, Command::Stop { grace_millis: millis(grace) }, None, limit).await?;
         Ok(())
@@ -362,7 +399,7 @@ impl Controller for Keeper {
 
     async fn shutdown(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
         let Some(cell) = self.inner.index.cell(key) else { return Ok(()) };
-        let grace = grace.unwrap_or(cell.spec.stop.grace);
+        let grace = at_most_a_day(grace.unwrap_or(cell.spec.stop.grace));
         let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
         let deadline = Instant::now() + limit;
         let services = &self.inner.services;
@@ -374,7 +411,16 @@ impl Controller for Keeper {
             Joined::First => {
                 let (reply, _joined) = Reply::new();
                 let command = Command::Shutdown { grace_millis: millis(grace) };
-                let call = Call { key: *key, command, definition: None, deadline, reply, permit: None };
+                let call = Call {
+                    key: *key,
+                    command,
+                    definition: None,
+                    deadline,
+                    reply,
+                    permit: None,
+                    in_flight: None,
+                    only_if_stopped: None,
+                };
                 services.registry.send(Upward::Call(Box::new(call)));
             }
         }
@@ -418,14 +464,12 @@ impl Controller for Keeper {
     }
 
     async fn metrics(&self, key: &SandboxKey) -> Result<prost_types::Any, Error> {
-        let cell = self.cell(key, "read metrics of")?;
-        let instance = cell.instance(cell.pulse().life());
-        self.bounded(key, "read metrics of", cell.runtime.metrics(&instance)).await?
+        let (cell, instance) = self.instance(key, "read metrics of")?;
+        self.in_time(key, "read metrics of", cell.runtime.metrics(&instance)).await
     }
 
     async fn update(&self, key: &SandboxKey, resources: &prost_types::Any) -> Result<(), Error> {
-        let cell = self.cell(key, "update")?;
-        let instance = cell.instance(cell.pulse().life());
-        self.bounded(key, "update", cell.runtime.update(&instance, resources)).await?
+        let (cell, instance) = self.instance(key, "update")?;
+        self.in_time(key, "update", cell.runtime.update(&instance, resources)).await
     }
 }

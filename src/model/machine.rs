@@ -239,9 +239,10 @@ impl Turn {
             State::Deleting { .. } => {}
             // A frozen process cannot act on a request to end, and one that was never started needs none.
             _ => {
+                let known = self.known_exit();
                 self.cancel();
                 self.fail_all_but_ends(Cause::Stop);
-                self.begin_killing(None);
+                self.begin_killing(known);
             }
         }
         self.join(|goals| &mut goals.stop)
@@ -261,12 +262,23 @@ impl Turn {
             }
             // To delete ends whatever runs; nothing that was under way may finish first.
             _ => {
+                if let Some(exit) = self.known_exit() {
+                    self.tell(exit);
+                }
                 self.cancel();
                 self.fail_all_but_ends(Cause::Shutdown);
                 self.begin_deleting(Then::Gone, None);
             }
         }
         answer
+    }
+
+    /// The end that was reported of what is only now being started.
+    fn known_exit(&self) -> Option<Exit> {
+        match self.state {
+            State::Starting { exit, .. } => exit.map(|(exit, _)| exit),
+            _ => None,
+        }
     }
 
     /// A stop is under way and somebody asks for another: the shorter grace holds.
@@ -437,6 +449,11 @@ impl Turn {
     fn found(&mut self, found: Found) {
         let State::Recovering { was, .. } = self.state else { return };
         match found {
+            Found::Running { .. } if was == Phase::Pausing => {
+                // A freeze may be on its way still, whatever is seen now: thaw, to be sure.
+                self.current.ran = true;
+                self.begin_resuming();
+            }
             Found::Running { frozen } => {
                 self.current.ran = true;
                 self.enter(if frozen { State::Paused } else { State::Running });

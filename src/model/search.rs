@@ -165,6 +165,9 @@ fn the_world_is_bounded_and_each_edge_keeps_the_books() {
             "{}",
             context()
         );
+        if matches!(what, Move::Observe(Observation::Exited { .. })) && !told_of(effects).is_empty() {
+            assert_eq!(told_of(effects), [EXIT], "a reported end is the one that is told: {}", context());
+        }
         if !from.is_open() && from.life() == to.life() {
             assert!(!to.is_open(), "{}", context());
         }
@@ -190,6 +193,31 @@ fn the_world_is_bounded_and_each_edge_keeps_the_books() {
     assert_eq!(phases.len(), Phase::ALL.len(), "a phase is never reached");
     assert!(all.len() > 100, "only {} states: the search does not search", all.len());
     println!("{} states, {edges} edges", all.len());
+}
+
+fn told_of(effects: &[Effect]) -> Vec<Exit> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Tell(_, exit) = effect { Some(*exit) } else { None })
+        .collect()
+}
+
+/// Goal: who ends a sandbox whose end is known already changes nothing about that end.
+#[test]
+fn an_end_reported_before_its_start_is_not_forgotten_by_a_stop_or_shutdown() {
+    let life = Life(1);
+    for end in [Command::Stop { grace_millis: 10 }, Command::Shutdown { grace_millis: 10 }] {
+        let (mut at, ..) = Lifecycle::defined().command(Command::Start { life }, NOW).unwrap();
+        at = at.observe(Observation::Ended { op: at.op().unwrap(), failed: false }, NOW).0;
+        at = at.observe(Observation::Exited { life, exit: EXIT, all_ended: true }, NOW).0;
+        let (mut at, mut effects, _) = at.command(end, NOW).unwrap();
+        while let Some(op) = at.op() {
+            let (next, more) = at.observe(Observation::Ended { op, failed: false }, NOW);
+            at = next;
+            effects.extend(more);
+        }
+        assert_eq!(told_of(&effects), [EXIT], "{end:?}");
+    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl State {
     pub(super) fn phase(&self) -> Phase {
         match self {
             State::Defined => Phase::Defined,
-            State::Clearing { .. } | State::Creating { .. } => Phase::Creating,
+            State::Creating { .. } => Phase::Creating,
             State::Created => Phase::Created,
             State::Starting { .. } => Phase::Starting,
             State::Running => Phase::Running,
@@ -96,7 +96,8 @@ impl State {
             State::Paused => Phase::Paused,
             State::Resuming { .. } => Phase::Resuming,
             State::Stopping { .. } => Phase::Stopping,
-            State::Stopped { .. } => Phase::Stopped,
+            // The next life has not begun while the last one's remains are removed.
+            State::Clearing { .. } | State::Stopped { .. } => Phase::Stopped,
             State::Deleting { .. } => Phase::Deleting,
             State::Recovering { was, .. } => *was,
             State::Gone => Phase::Gone,

@@ -140,7 +140,6 @@ impl Routing {
             Some(cell) => {
                 if let Some(definition) = &call.definition
                     && *definition.spec != *cell.spec
-                    && cell.pulse().phase() != Phase::Deleting
                 {
                     call.reply.fail(taken(&call.key, call.command.verb()));
                     return;
@@ -274,15 +273,16 @@ impl Routing {
             self.stopped.retain(still_stopped);
         }
         while self.stopped.len() > self.services.bounds.stopped {
-            if let Some(cell) = self.stopped.pop_front().and_then(|(cell, _)| cell.upgrade()) {
+            let Some((cell, life)) = self.stopped.pop_front() else { return };
+            if let Some(cell) = cell.upgrade() {
                 tracing::info!(sandbox = %cell.key, "the oldest stopped record is dropped");
-                self.shut_down(cell.key, 0);
+                self.shut_down(cell.key, 0, Some(life));
             }
         }
     }
 
     /// Shuts a sandbox down of the keeper's own accord.
-    fn shut_down(&self, key: SandboxKey, grace_millis: u64) {
+    fn shut_down(&self, key: SandboxKey, grace_millis: u64, only_if_stopped: Option<Life>) {
         let (reply, _nobody) = Reply::new();
         self.services.registry.send(Upward::Call(Box::new(Call {
             key,
@@ -291,10 +291,12 @@ impl Routing {
             deadline: Instant::now() + Duration::from_secs(60),
             reply,
             permit: None,
+            in_flight: None,
+            only_if_stopped,
         })));
     }
 
-    fn replace_owner(&self, cell: &Arc<Cell>) {
+    fn replace_owner(&mut self, cell: &Arc<Cell>) {
         cell.set_actor(None);
         if cell.may_replace_owner() {
             metrics::counter!(telemetry::OWNERS_REPLACED).increment(1);
@@ -303,6 +305,9 @@ impl Routing {
         } else {
             metrics::counter!(telemetry::OWNERS_GIVEN_UP).increment(1);
             tracing::error!(sandbox = %cell.key, "its owner failed too often; it is quarantined");
+            if cell.pulse().phase() == Phase::Gone {
+                return self.forget(cell, Vec::new());
+            }
             cell.give_up(&owner_lost(&cell.key, "finish a call on"));
         }
     }
@@ -314,7 +319,7 @@ impl Routing {
             let pulse = cell.pulse();
             if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis()) {
                 // It may have been lost on its way; a Shutdown that is under way already is joined.
-                self.shut_down(cell.key, grace_millis);
+                self.shut_down(cell.key, grace_millis, None);
             }
             if cell.has_actor() {
                 cell.note_resting();

@@ -11,7 +11,7 @@
 //!   latest before `stop` with [`Urgency::Now`] or `delete` returns. It may come before `start` returns.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -96,18 +96,19 @@ pub struct Instance {
     pub life: Life,
     /// What it is to be.
     pub spec: Arc<SandboxSpec>,
-    /// Who hears of its end.
-    observer: Arc<dyn Observer>,
+    /// Who hears of its end. Weak: a backend that remembers a life does not keep its owner.
+    observer: Weak<dyn Observer>,
 }
 
 impl Instance {
-    /// A life whose end `observer` is told.
+    /// A life whose end `observer` is told, for as long as somebody else keeps it.
     pub fn new(
         key: SandboxKey,
         life: Life,
         spec: Arc<SandboxSpec>,
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
+        let observer = Arc::downgrade(&observer);
         Arc::new(Self { key, life, spec, observer })
     }
 
@@ -115,7 +116,9 @@ impl Instance {
     ///
     /// `all_ended` says that no process of the instance is left; else its owner ends the rest.
     pub fn exited(&self, exit: Exit, all_ended: bool) {
-        self.observer.exited(self.life, exit, all_ended);
+        if let Some(observer) = self.observer.upgrade() {
+            observer.exited(self.life, exit, all_ended);
+        }
     }
 }
 

@@ -494,3 +494,41 @@ async fn a_start_that_cannot_work_says_why_and_leaves_nothing() {
     }
     house.close().await;
 }
+
+/// A zygote that does not answer holds up no Shutdown, and what it does too late comes to nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mute_zygote_holds_up_no_shutdown() {
+    let house = House::new();
+    let signal = |signal| {
+        for pid in house.runtime.usage().zygotes {
+            let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+    };
+    let key = key("unheard");
+    signal(rustix::process::Signal::STOP);
+    let start = tokio::spawn({
+        let keeper = house.keeper.clone();
+        async move { keeper.run(&key, SandboxSpec::default()).await }
+    });
+    tokio::time::sleep(MS(100)).await;
+    let shutdown = house.keeper.shutdown(&key, Some(Duration::ZERO)).await;
+    signal(rustix::process::Signal::CONT);
+    shutdown.expect("it does not wait for the zygote");
+    assert_eq!(start.await.unwrap().unwrap_err().kind(), ErrorKind::Aborted);
+    house.keeper.run(&key, SandboxSpec::default()).await.expect("the zygote works again");
+    house.close().await;
+}
+
+/// A leader that somebody has moved to another cgroup ends with its sandbox all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_moved_to_another_group_is_ended_too() {
+    let house = House::new();
+    let key = key("moved");
+    let pid = house.keeper.run(&key, SandboxSpec::default()).await.unwrap().started.pid;
+    let elsewhere = house.runtime.cgroup_root().parent().unwrap().join("cgroup.procs");
+    std::fs::write(elsewhere, pid.to_string()).unwrap();
+    house.keeper.shutdown(&key, Some(Duration::ZERO)).await.unwrap();
+    house.node_is_clean(&key, pid);
+    house.close().await;
+}

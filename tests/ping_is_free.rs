@@ -89,6 +89,7 @@ fn a_ping_makes_no_system_call() {
     assert!(!run("cheat").success(), "a system call is noticed");
 }
 
+#[expect(clippy::disallowed_methods, reason = "no worker of a runtime waits here")]
 fn ping_without_system_calls(cheat: bool) {
     static ALIVE: AtomicU64 = AtomicU64::new(0);
     let tokio = tokio::runtime::Runtime::new().unwrap();
@@ -108,8 +109,11 @@ fn ping_without_system_calls(cheat: bool) {
     });
     let late = Instant::now() + Duration::from_secs(5);
     while ALIVE.load(Ordering::Acquire) == 0 {
-        assert!(Instant::now() < late, "the pinging thread did not come to its end");
-        std::thread::yield_now();
+        if Instant::now() >= late {
+            // The kernel ends a thread that makes another call, and says nothing.
+            std::process::exit(1);
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     assert!(ALIVE.load(Ordering::Acquire) >= PINGS);
     std::process::exit(0);

@@ -129,6 +129,7 @@ impl Launching {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let pidfd = number.ok_or(Errno::SRCH).and_then(|number| pidfd_open(number, PidfdFlags::empty()));
         let this = Self { child, pid, pidfd: pidfd.map_err(|errno| refuse(errno.into()))?, socket };
+        expose_to_oom_killer(pid);
         let proc = File::open("/proc").map_err(refuse)?;
         let fds = [proc.as_fd(), groups.root.as_fd(), groups.leaf.as_fd(), groups.parent.as_fd()];
         send(this.socket.as_fd(), Kind::SetUp, 0, &[], &fds).map_err(|errno| refuse(errno.into()))?;
@@ -315,6 +316,8 @@ impl Process {
             Some(pidfd) if answer.pid != 0 => {
                 Ok(Newborn { zygote: Arc::clone(self), pid: answer.pid, pidfd: Some(pidfd) })
             }
+            // Born, and its descriptor was cut off on the way: this program has no number left for it. Its group ends it.
+            None if answer.pid != 0 => Err(Report { step: Step::Clone as u32, errno: libc::EMFILE as u32 }),
             _ => Err(answer.report),
         };
         if let Some(sender) = self.waiting.lock().remove(&header.request) {
@@ -328,6 +331,17 @@ impl Process {
         self.hung_up.store(true, Ordering::Release);
         self.alive.store(false, Ordering::Release);
         let _ = shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+    }
+}
+
+/// Takes whatever shields this program from the kernel's out-of-memory killer away from a zygote, and so from what runs in its
+/// sandboxes, which would inherit it.
+fn expose_to_oom_killer(pid: u32) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
+    if own.and_then(|score| score.trim().parse::<i32>().ok()).is_some_and(|score| score < 0)
+        && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0")
+    {
+        tracing::warn!(%error, "sandboxes share this program's protection from the out-of-memory killer");
     }
 }
 

@@ -121,13 +121,11 @@ fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
             return Ok(true);
         }
     }
-    if let Err(error) = group::kill(&group) {
-        // The leader takes everything in its PID namespace along.
-        let Some(leader) = leader else { return Err(error) };
-        match pidfd_send_signal(&leader.pidfd, Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(_) => return Err(error),
-        }
+    let killed = group::kill(&group);
+    // The leader too, by itself: somebody may have moved it to another group. It takes its PID namespace along.
+    let signalled = leader.map(|leader| pidfd_send_signal(&leader.pidfd, Signal::KILL));
+    match (killed, signalled) {
+        (Ok(()), _) | (_, Some(Ok(()) | Err(Errno::SRCH))) => Ok(false),
+        (Err(error), _) => Err(error),
     }
-    Ok(false)
 }

@@ -267,6 +267,13 @@ const NETWORKED: &[Row] = &[
 #[rustfmt::skip]
 const UNNETWORKED: &[Row] = &[
     ("open a TCP socket", &[EAFNOSUPPORT], || tried(libc::SYS_socket, [libc::AF_INET as usize, 1, 0, 0, 0])),
+    ("make a pair of datagram sockets", &[EPERM], || std::os::unix::net::UnixDatagram::pair().map(drop)),
+    ("give one of a pair a name", &[EAFNOSUPPORT], || {
+        let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+        // sockaddr_un with the abstract name of no length: the kernel would choose one.
+        let family = (libc::AF_UNIX as u16).to_ne_bytes();
+        tried(libc::SYS_bind, [one.as_raw_fd() as usize, family.as_ptr() as usize, family.len(), 0, 0])
+    }),
     ("open a UNIX socket", &[EAFNOSUPPORT], || tried(libc::SYS_socket, [libc::AF_UNIX as usize, 1, 0, 0, 0])),
     ("listen to the kernel", &[EAFNOSUPPORT], || tried(libc::SYS_socket, [libc::AF_NETLINK as usize, 3, 0, 0, 0])),
     ("see the host's network", &[EACCES], || holds(fs::read_to_string("/proc/net/dev")?.lines().count() > 3)),

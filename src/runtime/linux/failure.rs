@@ -17,6 +17,8 @@ const ENODEV: u32 = libc::ENODEV as u32;
 const EINVAL: u32 = libc::EINVAL as u32;
 const EAGAIN: u32 = libc::EAGAIN as u32;
 const ENOMEM: u32 = libc::ENOMEM as u32;
+const EMFILE: u32 = libc::EMFILE as u32;
+const ENFILE: u32 = libc::ENFILE as u32;
 
 /// The error for a start that this report ended.
 pub(super) fn start_failed(plan: &Plan, report: Report) -> Error {
@@ -57,7 +59,7 @@ pub(super) fn start_failed(plan: &Plan, report: Report) -> Error {
 fn kind_of(errno: u32) -> ErrorKind {
     match errno {
         EPERM | EACCES => ErrorKind::PermissionDenied,
-        EAGAIN | ENOMEM | ENOSPC => ErrorKind::ResourceExhausted,
+        EAGAIN | ENOMEM | ENOSPC | EMFILE | ENFILE => ErrorKind::ResourceExhausted,
         _ => ErrorKind::FailedPrecondition,
     }
 }
@@ -81,6 +83,9 @@ fn execute_failed(plan: &Plan, errno: u32) -> Error {
 fn remedy(step: Step, errno: u32) -> Option<&'static str> {
     Some(match (step, errno) {
         (Step::Clone, ENOSPC) => "raise user.max_*_namespaces, or end other sandboxes",
+        (Step::Clone, EMFILE | ENFILE) => {
+            "raise the limit of open files (RLIMIT_NOFILE), or end other sandboxes"
+        }
         (Step::Clone, EAGAIN) => {
             "raise kernel.pid_max, kernel.threads-max or the pids limits above, or end other sandboxes"
         }

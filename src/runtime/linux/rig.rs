@@ -81,6 +81,7 @@ impl Rig {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let path = self.root.0.join(format!("box-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).expect("the root is ours");
+        super::group::mark(open_dir(&path), "a test").expect("marked");
         path
     }
 

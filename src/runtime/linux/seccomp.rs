@@ -37,6 +37,9 @@ enum Check {
     Socket,
     /// `socketpair`: UNIX.
     SocketPair,
+    /// `socketpair`: UNIX, and only of kinds that stay connected. A datagram socket of a pair can let go of its peer, be bound
+    /// to an abstract name, and be reached by whoever shares the network namespace.
+    ConnectedPair,
 }
 
 /// What ordinary programs need. Also all that the init does after it has installed the filter.
@@ -171,6 +174,22 @@ const CLONE_NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET;
 const REFUSED_IOCTLS: [u32; 2] = [libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
 const PERSONALITIES: [u32; 5] = [0, 8, 0x2_0000, 0x2_0008, u32::MAX];
+const NAMING: [c_long; 3] = [libc::SYS_bind, libc::SYS_connect, libc::SYS_listen];
+/// Each kind that stays connected, with each combination of flags.
+const CONNECTED_KINDS: [u32; 8] = {
+    let (none, nonblock, cloexec) = (0, libc::SOCK_NONBLOCK as u32, libc::SOCK_CLOEXEC as u32);
+    let (stream, packets) = (libc::SOCK_STREAM as u32, libc::SOCK_SEQPACKET as u32);
+    [
+        stream | none,
+        stream | nonblock,
+        stream | cloexec,
+        stream | nonblock | cloexec,
+        packets | none,
+        packets | nonblock,
+        packets | cloexec,
+        packets | nonblock | cloexec,
+    ]
+};
 const FAMILIES: [u32; 4] =
     [libc::AF_UNIX as u32, libc::AF_INET as u32, libc::AF_INET6 as u32, libc::AF_NETLINK as u32];
 
@@ -193,10 +212,15 @@ pub(super) fn pause_filter() -> Arc<[Instruction]> {
 type Rules = Vec<(u32, Action)>;
 
 fn default_rules(no_sockets: bool) -> Rules {
-    let allowed = ALLOWED.iter().map(|number| (*number as u32, Action::Allow));
+    let allowed = ALLOWED.iter().map(|number| match number {
+        // What has no sockets but pairs has nothing to name them for.
+        number if no_sockets && NAMING.contains(number) => (*number as u32, Action::Fail(libc::EAFNOSUPPORT)),
+        number => (*number as u32, Action::Allow),
+    });
     let refused = REFUSED.iter().map(|number| (*number as u32, Action::Fail(libc::EPERM)));
     let checked = CHECKED.iter().map(|(number, check)| match check {
         Check::Socket if no_sockets => (*number as u32, Action::Fail(libc::EAFNOSUPPORT)),
+        Check::SocketPair if no_sockets => (*number as u32, Action::Check(Check::ConnectedPair)),
         check => (*number as u32, Action::Check(*check)),
     });
     allowed.chain(refused).chain(checked).collect()
@@ -341,6 +365,15 @@ impl Assembler {
             Check::Personality => self.one_of(argument(0), &PERSONALITIES),
             Check::Socket => self.one_of(argument(0), &FAMILIES),
             Check::SocketPair => self.one_of(argument(0), &[libc::AF_UNIX as u32]),
+            Check::ConnectedPair => {
+                self.plain(LOAD, argument(0));
+                self.plain(JUMP_EQUAL, libc::AF_UNIX as u32);
+                if let Some(unix) = self.instructions.last_mut() {
+                    unix.jump_true = 1;
+                }
+                self.plain(RETURN, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
+                self.one_of(argument(1), &CONNECTED_KINDS);
+            }
         }
     }
 

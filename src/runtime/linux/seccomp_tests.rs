@@ -43,6 +43,12 @@ fn naive(number: u32, arguments: [u64; 6], no_sockets: bool) -> u32 {
         libc::SYS_personality => either(PERSONALITIES.contains(&first)),
         libc::SYS_socket if no_sockets => fail(libc::EAFNOSUPPORT),
         libc::SYS_socket => either(FAMILIES.contains(&first)),
+        libc::SYS_socketpair if no_sockets => {
+            let kind = second & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u32;
+            let connected = kind == libc::SOCK_STREAM as u32 || kind == libc::SOCK_SEQPACKET as u32;
+            either(first == libc::AF_UNIX as u32 && connected)
+        }
+        libc::SYS_bind | libc::SYS_connect | libc::SYS_listen if no_sockets => fail(libc::EAFNOSUPPORT),
         libc::SYS_socketpair => either(first == libc::AF_UNIX as u32),
         _ if listed(ALLOWED) => libc::SECCOMP_RET_ALLOW,
         _ if listed(REFUSED) => fail(libc::EPERM),
@@ -58,7 +64,8 @@ fn the_tree_decides_as_the_lists_do() {
     values.extend(0..48);
     values.extend(PERSONALITIES.map(u64::from));
     values.extend(REFUSED_IOCTLS.map(u64::from));
-    values.extend([u64::MAX, 0x8000_0000, 0x7e02_0000, 0x003d_0f00, 0x5413]);
+    values.extend(CONNECTED_KINDS.map(u64::from));
+    values.extend([2 | 0x800, 3 | 0x8_0000, 6, u64::MAX, 0x8000_0000, 0x7e02_0000, 0x003d_0f00, 0x5413]);
     let junk: Vec<u64> = values.iter().map(|value| value | 0xdead_beef_0000_0000).collect();
     values.extend(junk);
     for no_sockets in [false, true] {
@@ -66,7 +73,8 @@ fn the_tree_decides_as_the_lists_do() {
         for number in 0..1024 {
             for value in &values {
                 let arguments = [*value, value.rotate_left(7), 3, 4, 5, 6];
-                for arguments in [arguments, [arguments[1], arguments[0], 3, 4, 5, 6]] {
+                let unix = [libc::AF_UNIX as u64, *value, 3, 4, 5, 6];
+                for arguments in [arguments, [arguments[1], arguments[0], 3, 4, 5, 6], unix] {
                     assert_eq!(
                         interpret(&filter, number, AUDIT_ARCH_X86_64, arguments),
                         naive(number, arguments, no_sockets),

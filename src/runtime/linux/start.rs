@@ -94,7 +94,11 @@ impl Inner {
             () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
         };
         sandbox.check_not_ending("start")?;
-        let spawned = zygotes.spawn(&plan, files).await?;
+        // Nor does a zygote that does not answer hold up the end: a child that comes too late is ended when it is told of.
+        let spawned = tokio::select! {
+            spawned = zygotes.spawn(&plan, files) => spawned?,
+            () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
+        };
         if spawned.pid <= 1 {
             let found = format!("its leader has process ID {}", spawned.pid);
             return Err(Error::new(ErrorKind::Internal, "start", found));

@@ -261,6 +261,7 @@ async fn a_dropped_keeper_removes_its_groups_wherever_its_zygotes_end() {
     let zygotes = ok(Zygotes::launch(2, groups));
     let group = root.join("box");
     fs::create_dir(&group).unwrap();
+    crate::runtime::linux::group::mark(open_dir(&group), "a test").unwrap();
     let files = Files { group: open_dir(&group), network: None };
     let spawned = ok(zygotes.spawn(&ok(plan(SandboxSpec::default())), files).await);
     drop(zygotes);

@@ -154,7 +154,8 @@ fn options(plan: &Decoded<'_>, first: &[u8], group: u32) -> Options {
         line.number(plan.fixed.host_start);
         line.bytes(b",size=");
         line.number(plan.fixed.tmpfs_kilobytes);
-        line.bytes(b"k");
+        // Inodes are the kernel's memory, too, and on some machines nobody's limit counts them.
+        line.bytes(b"k,nr_inodes=16k");
     }
     line.bytes(b"\0");
     Options(line)

@@ -22,9 +22,8 @@ pub(crate) fn clean_up() -> ! {
         while sys::wait(-1, true).is_ok_and(|(pid, _)| pid > 0) {}
         let mut left = 0;
         for_each_dir(ROOT, &mut |name, inode| {
-            if Some(inode) != leaf {
-                let _ = kill_group(name);
-                left += u32::from(remove_tree(ROOT, name, DEPTH).is_err());
+            if Some(inode) != leaf && (is_marked(name) || remove_tree(ROOT, name, DEPTH).is_err()) {
+                left += u32::from(end_group(name).is_err());
             }
         });
         if left == 0 {
@@ -49,6 +48,27 @@ fn remove_by_inode(parent: Fd, wanted: Option<u64>) {
             let _ = remove(parent, name);
         }
     });
+}
+
+/// Ends and removes a group if it carries our mark. What does not, and has processes in it, is somebody else's: it stays, and
+/// nothing is left to do.
+fn end_group(name: &CStr) -> Result<(), Errno> {
+    if !is_marked(name) {
+        return Ok(());
+    }
+    let _ = kill_group(name);
+    remove_tree(ROOT, name, DEPTH)
+}
+
+/// Whether a child of the root cgroup carries the mark that the host puts on each. On kernels without such attributes all do.
+fn is_marked(name: &CStr) -> bool {
+    let Ok(dir) = open_dir(ROOT, name) else { return false };
+    let mut value = [0_u8; 256];
+    let place = [dir as usize, c"user.sandkeeper".as_ptr() as usize, value.as_mut_ptr() as usize, value.len(), 0];
+    // SAFETY: the name is a NUL-terminated string, and the buffer has the length that is told.
+    let found = unsafe { sys::call(sys::FGETXATTR, place) };
+    sys::close(dir);
+    matches!(found, Ok(_) | Err(sys::ERANGE | sys::EOPNOTSUPP))
 }
 
 /// Kills every process in a child of the root cgroup.

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
-use libc::{EACCES, EAFNOSUPPORT, EBADF, EINVAL, ENOENT, ENOSYS, EPERM, EROFS, c_long};
+use libc::{EACCES, EAFNOSUPPORT, EBADF, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM, EROFS, c_long};
 
 use super::rig::{IDS, Rig, run_shell};
 use crate::spec::{Mount, Network, ProcessSpec, SandboxSpec, Users};
@@ -250,6 +250,9 @@ const ALWAYS: &[Row] = &[
     ("throw away", &[], || fs::write("/dev/null", "x")),
     ("read /proc/cpuinfo", &[], || holds(fs::read_to_string("/proc/cpuinfo")?.contains("processor"))),
     ("see only its own PID namespace's init", &[], || holds(fs::metadata("/proc/1")?.is_dir())),
+    ("fill the kernel's memory with empty files", &[ENOSPC], || {
+        (0..20_000).try_for_each(|number| File::create(format!("/dev/shm/{number}")).map(drop))
+    }),
     ("own /tmp", &[], || holds(fs::metadata("/tmp")?.mode() & 0o7777 == 0o1777)),
     ("make a FIFO", &[], || tried(libc::SYS_mknod, [at(c"/tmp/fifo"), (libc::S_IFIFO | 0o600) as usize, 0, 0, 0])),
     // Without an effect: the kernel shields a PID 1 from its own namespace.

@@ -122,15 +122,15 @@ fn mount_writable(plan: &Decoded<'_>, root: Fd) -> Result<(), Failure> {
         return Ok(());
     }
     let flags = ms::NOSUID | ms::NODEV;
+    // Inodes are the kernel's memory, too, and on some machines nobody's limit counts them. The mode is tmpfs' own, 1777.
+    let scratch = options(plan, b"nr_inodes=16k", 0, true);
     if plan.has(flag::TMP) {
-        mount_inside(root, c"tmpfs", c"/tmp", flags, options(plan, b"mode=1777", 0).text())
-            .at(Step::MountTmp)?;
+        mount_inside(root, c"tmpfs", c"/tmp", flags, scratch.text()).at(Step::MountTmp)?;
     }
-    let shm = options(plan, b"mode=1777", 0);
-    mount_inside(root, c"tmpfs", c"/dev/shm", flags | ms::NOEXEC, shm.text()).at(Step::MountShm)?;
+    mount_inside(root, c"tmpfs", c"/dev/shm", flags | ms::NOEXEC, scratch.text()).at(Step::MountShm)?;
     // Group 5 is tty wherever there are terminals; without a fifth group it is the sandbox's group 0.
     let tty = if plan.fixed.id_count > 5 || !plan.has(flag::USERS) { 5 } else { 0 };
-    let pts = options(plan, b"newinstance,ptmxmode=0666,mode=0620", tty);
+    let pts = options(plan, b"newinstance,ptmxmode=0666,mode=0620", tty, false);
     mount_inside(root, c"devpts", c"/dev/pts", ms::NOSUID | ms::NOEXEC, pts.text()).at(Step::MountPts)
 }
 
@@ -139,23 +139,23 @@ struct Options(Line);
 
 impl Options {
     fn text(&self) -> &CStr {
-        // The line is closed with a NUL where it is made; were it not, no option is better than half of one.
-        CStr::from_bytes_until_nul(self.0.text()).unwrap_or(c"")
+        // The line is closed with a NUL where it is made. Were it too long for that, the kernel refuses what it does not know,
+        // and the start fails: no limit must go missing in silence.
+        CStr::from_bytes_until_nul(self.0.text()).unwrap_or(c"overlong")
     }
 }
 
-fn options(plan: &Decoded<'_>, first: &[u8], group: u32) -> Options {
+fn options(plan: &Decoded<'_>, first: &[u8], group: u32, sized: bool) -> Options {
     let mut line = Line::new();
     line.bytes(first);
     line.bytes(b",gid=");
     line.number(plan.fixed.host_start + group);
-    if group == 0 {
+    if sized {
         line.bytes(b",uid=");
         line.number(plan.fixed.host_start);
         line.bytes(b",size=");
         line.number(plan.fixed.tmpfs_kilobytes);
-        // Inodes are the kernel's memory, too, and on some machines nobody's limit counts them.
-        line.bytes(b"k,nr_inodes=16k");
+        line.bytes(b"k");
     }
     line.bytes(b"\0");
     Options(line)

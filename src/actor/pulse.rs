@@ -155,12 +155,19 @@ impl<T> Slab<T> {
             // Thirteen counters of four bits in one register, emptied before the largest can overflow: counting costs
             // no memory access, and no counter waits for the last store to itself.
             for (group, words) in chunk.words.chunks(15).enumerate() {
-                let mut counters = 0_u64;
-                for (offset, word) in words.iter().enumerate() {
+                let (mut counters, mut seen) = (0_u64, 0);
+                for word in words {
                     let word = word.load(Ordering::Relaxed);
                     counters += 1 << ((word & 15) * 4);
-                    if word & (Pong::MARKS) != 0 {
-                        marked((at * CHUNK + group * 15 + offset) as u32, Pong::from_word(word));
+                    seen |= word;
+                }
+                // Marks are rare: one look for fifteen words, and a second at those of a group that has any.
+                if seen & Pong::MARKS != 0 {
+                    for (offset, word) in words.iter().enumerate() {
+                        let pong = Pong::from_word(word.load(Ordering::Relaxed));
+                        if !pong.marks().is_empty() {
+                            marked((at * CHUNK + group * 15 + offset) as u32, pong);
+                        }
                     }
                 }
                 for (phase, total) in totals.iter_mut().enumerate() {

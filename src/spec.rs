@@ -209,7 +209,8 @@ pub struct Mount {
 /// A sandbox's network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Network {
-    /// No network at all: no namespace of its own is made, and no socket can be, but for unnamed pairs. The cheapest.
+    /// No network at all: no namespace of its own is made, and no socket can be, but for unnamed pairs of
+    /// stream or packet sockets. The cheapest.
     None,
     /// A network namespace of its own, with a loopback device that is up, and nothing else.
     #[default]

@@ -462,7 +462,8 @@ async fn a_real_sandbox_does_not_notice_that_its_owner_failed() {
     let after = loop {
         match house.keeper.start(&key).await {
             Ok(sandbox) => break sandbox,
-            Err(error) => assert!(begun.elapsed() < Duration::from_secs(2), "{error}"),
+            // Where panics print their traces, the printing takes most of it.
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
         }
         tokio::time::sleep(MS(1)).await;
     };

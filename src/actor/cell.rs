@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use ractor::{ActorRef, ActorStatus};
@@ -253,11 +252,11 @@ impl Cell {
         self.owned.lock().task = Some((op, task));
     }
 
-    /// Forgets what refers back to this cell, so that it can be freed.
+    /// Ends what runs for this cell and keeps it: its actor, and its operation's task.
     pub(crate) fn retire(&self) {
-        let (actor, instance, task) = {
+        let (actor, task) = {
             let mut owned = self.owned.lock();
-            (owned.actor.take(), owned.instance.take(), owned.task.take())
+            (owned.actor.take(), owned.task.take())
         };
         if let Some(actor) = actor {
             // Behind whatever is still on its way to it, which it passes on.
@@ -266,7 +265,6 @@ impl Cell {
         if let Some((_, task)) = task {
             task.abort();
         }
-        drop(instance);
     }
 
     /// Sends to the actor; gives the message back if there is none that lives.
@@ -408,11 +406,7 @@ impl Cell {
         }
         drop(permit);
         metrics::counter!(crate::telemetry::MAILBOX_FULL).increment(1);
-        let found = format!("{bound} calls wait in its mailbox already");
-        Err(Error::new(ErrorKind::ResourceExhausted, verb, found)
-            .on(&self.key)
-            .remedy("try again in a moment")
-            .retry_after(Duration::from_millis(100)))
+        Err(super::message::full(verb, format!("{bound} calls wait in its mailbox already")).on(&self.key))
     }
 
     /// Somebody waits for the start until then.

@@ -1,5 +1,6 @@
 //! Everything that is said to a sandbox's actor, and how it answers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,22 @@ pub(crate) struct Call {
     pub(crate) only_if_stopped: Option<Life>,
 }
 
+impl Call {
+    /// A command by itself; what else goes with it is added by who sends it.
+    pub(crate) fn new(key: SandboxKey, command: Command, deadline: Instant, reply: Reply) -> Self {
+        Self {
+            key,
+            command,
+            deadline,
+            reply,
+            definition: None,
+            permit: None,
+            in_flight: None,
+            only_if_stopped: None,
+        }
+    }
+}
+
 /// What a sandbox is to be, checked.
 #[derive(Clone)]
 pub(crate) struct Definition {
@@ -114,7 +131,13 @@ impl Reply {
     }
 }
 
-pub(crate) fn too_many_waiters() -> Error {
-    Error::new(ErrorKind::ResourceExhausted, "wait for", "too many callers wait for it already")
+/// A bound is reached that others will make room under in a moment.
+pub(crate) fn full(verb: &'static str, found: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::ResourceExhausted, verb, found)
+        .remedy("try again in a moment")
         .retry_after(Duration::from_millis(100))
+}
+
+pub(crate) fn too_many_waiters() -> Error {
+    full("wait for", "too many callers wait for it already")
 }

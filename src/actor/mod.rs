@@ -143,11 +143,7 @@ impl Services {
         if self.in_flight.fetch_add(1, Ordering::AcqRel) < bound {
             return Ok(counted);
         }
-        let found = format!("{bound} calls are on their way already");
-        Err(Error::new(ErrorKind::ResourceExhausted, verb, found)
-            .on(key)
-            .remedy("try again in a moment")
-            .retry_after(Duration::from_millis(100)))
+        Err(message::full(verb, format!("{bound} calls are on their way already")).on(key))
     }
 
     /// A number that no life has had.

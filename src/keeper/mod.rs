@@ -284,16 +284,7 @@ impl Keeper {
         };
         let in_flight = Some(self.inner.services.in_flight(key, verb)?);
         let (reply, answer) = Reply::new();
-        let call = Call {
-            key: *key,
-            command,
-            definition,
-            deadline,
-            reply,
-            permit,
-            in_flight,
-            only_if_stopped: None,
-        };
+        let call = Call { definition, permit, in_flight, ..Call::new(*key, command, deadline, reply) };
         self.inner.services.registry.send(Upward::Call(Box::new(call)));
         self.answer(key, verb, deadline, limit, answer).await
     }
@@ -411,16 +402,7 @@ impl Controller for Keeper {
             Joined::First => {
                 let (reply, _joined) = Reply::new();
                 let command = Command::Shutdown { grace_millis: millis(grace) };
-                let call = Call {
-                    key: *key,
-                    command,
-                    definition: None,
-                    deadline,
-                    reply,
-                    permit: None,
-                    in_flight: None,
-                    only_if_stopped: None,
-                };
+                let call = Call::new(*key, command, deadline, reply);
                 services.registry.send(Upward::Call(Box::new(call)));
             }
         }

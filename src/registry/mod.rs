@@ -284,16 +284,9 @@ impl Routing {
     /// Shuts a sandbox down of the keeper's own accord.
     fn shut_down(&self, key: SandboxKey, grace_millis: u64, only_if_stopped: Option<Life>) {
         let (reply, _nobody) = Reply::new();
-        self.services.registry.send(Upward::Call(Box::new(Call {
-            key,
-            command: Command::Shutdown { grace_millis },
-            definition: None,
-            deadline: Instant::now() + Duration::from_secs(60),
-            reply,
-            permit: None,
-            in_flight: None,
-            only_if_stopped,
-        })));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let call = Call::new(key, Command::Shutdown { grace_millis }, deadline, reply);
+        self.services.registry.send(Upward::Call(Box::new(Call { only_if_stopped, ..call })));
     }
 
     fn replace_owner(&mut self, cell: &Arc<Cell>) {

@@ -6,15 +6,17 @@ use std::path::Path;
 #[test]
 fn the_generated_code_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = protox::compile([root.join("proto/sandkeeper/v1/sandbox.proto")], [root.join("proto")])
+    let files = protox::compile([root.join("proto/sandkeeper/v1/keeper.proto")], [root.join("proto")])
         .expect("the proto files compile");
     let out = tempfile::tempdir().expect("a scratch directory");
-    prost_build::Config::new()
+    let mut config = prost_build::Config::new();
+    config.btree_map(["."]).enable_type_names().type_name_domain(["."], "type.googleapis.com");
+    let grpc = "#[cfg(feature = \"grpc\")]";
+    tonic_prost_build::configure()
+        .client_mod_attribute(".", grpc)
+        .server_mod_attribute(".", grpc)
         .out_dir(out.path())
-        .btree_map(["."])
-        .enable_type_names()
-        .type_name_domain(["."], "type.googleapis.com")
-        .compile_fds(files)
+        .compile_fds_with_config(files, config)
         .expect("code for the proto files");
     let name = "sandkeeper.v1.rs";
     let made = std::fs::read_to_string(out.path().join(name)).expect("the generated file");

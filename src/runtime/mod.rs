@@ -23,9 +23,14 @@ use crate::spec::SandboxSpec;
 
 #[cfg(feature = "testing")]
 pub mod contract;
+mod exec;
 #[cfg(feature = "linux")]
 pub mod linux;
+mod log;
 pub mod memory;
+
+pub use exec::{Exec, ExecRequest};
+pub use log::{LogChunk, LogPage, LogStream};
 
 /// Makes and ends sandboxes of one kind.
 #[async_trait]
@@ -64,13 +69,35 @@ pub trait Runtime: Send + Sync + 'static {
     /// Asks the sandbox itself how it is.
     async fn probe(&self, instance: &Arc<Instance>) -> Result<Report, Error>;
 
-    /// Finds out what exists of this life, after its owner lost track of it.
+    /// Finds out what exists of this life, after its owner lost track of it: a life of this backend, or one that an earlier
+    /// backend on the same state has begun. From then on its end is reported like any other.
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error>;
 
     /// What keeps this life from ending, such as a process that the kernel cannot kill: shown to whoever waits for it.
     /// Does not wait.
     async fn holdup(&self, _instance: &Arc<Instance>) -> Option<String> {
         None
+    }
+
+    /// What an earlier backend on the same state has left when this one was set up, whoever has a record of it.
+    async fn survivors(&self) -> Result<Vec<Survivor>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Ends and removes a survivor that nobody has a record of. Returns when nothing of it exists any more.
+    async fn end_survivor(&self, _survivor: &Survivor) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Runs a program inside it. Returns when that has been executed.
+    async fn exec(&self, instance: &Arc<Instance>, _request: &ExecRequest) -> Result<Exec, Error> {
+        Err(unimplemented("run a program in", instance))
+    }
+
+    /// Reads what its main process has written, from a position on, about so many bytes at most. Works for as long as the
+    /// life's remains exist, also when it has ended.
+    async fn logs(&self, instance: &Arc<Instance>, _from: u64, _most_bytes: usize) -> Result<LogPage, Error> {
+        Err(unimplemented("read the log of", instance))
     }
 
     /// What it uses.
@@ -122,6 +149,13 @@ impl Instance {
     }
 }
 
+impl Instance {
+    /// What its owner wants to find with it, should the owner's own records be lost; empty if the owner is gone.
+    pub fn keepsake(&self) -> Vec<u8> {
+        self.observer.upgrade().map_or_else(Vec::new, |observer| observer.keepsake())
+    }
+}
+
 impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} life {}", self.key, self.life)
@@ -132,6 +166,24 @@ impl fmt::Debug for Instance {
 pub trait Observer: Send + Sync {
     /// See [`Instance::exited`].
     fn exited(&self, life: Life, exit: Exit, all_ended: bool);
+
+    /// See [`Instance::keepsake`].
+    fn keepsake(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+/// Something that an earlier backend on the same state has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survivor {
+    /// Its name.
+    pub key: SandboxKey,
+    /// Its life.
+    pub life: Life,
+    /// What its owner gave along ([`Instance::keepsake`]); empty if there was nothing, or it is unreadable.
+    pub keepsake: Vec<u8>,
+    /// What it is and where, for people: a cgroup's path, and the processes in it.
+    pub description: String,
 }
 
 /// How a life is ended.
@@ -197,6 +249,8 @@ pub enum Reality {
 pub struct Capabilities {
     /// Whether Pause and Resume work; else they are Unimplemented.
     pub pause: bool,
+    /// Whether sandboxes outlive this program, and are found again by the next one on the same state.
+    pub adopt: bool,
     /// Whether memory can be limited.
     pub limit_memory: bool,
     /// Whether swap can be limited.

@@ -7,8 +7,8 @@ use prost_types::Timestamp;
 use crate::model::Exit;
 
 /// Made from `proto/sandkeeper/v1`; a test keeps it current.
-#[allow(missing_docs, clippy::all)]
-mod generated {
+#[allow(missing_docs, clippy::all, unreachable_pub, rust_2018_idioms)]
+pub mod generated {
     include!("generated/sandkeeper.v1.rs");
 }
 

@@ -350,6 +350,7 @@ impl Runtime for LinuxRuntime {
         let controllers = &self.inner.tree.controllers;
         Capabilities {
             pause: true,
+            adopt: false,
             limit_memory: controllers.memory,
             limit_swap: controllers.swap,
             limit_cpu: controllers.cpu,

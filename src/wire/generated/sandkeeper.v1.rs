@@ -33,7 +33,10 @@ pub struct SandboxStatus {
     pub exit: ::core::option::Option<ExitStatus>,
     /// The labels of its spec.
     #[prost(btree_map = "string, string", tag = "10")]
-    pub labels: ::prost::alloc::collections::BTreeMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
     /// The runtime it runs under.
     #[prost(string, tag = "11")]
     pub runtime: ::prost::alloc::string::String,
@@ -54,9 +57,15 @@ pub struct SandboxStatus {
     pub stale: bool,
 }
 impl ::prost::Name for SandboxStatus {
-const NAME: &'static str = "SandboxStatus";
-const PACKAGE: &'static str = "sandkeeper.v1";
-fn full_name() -> ::prost::alloc::string::String { "sandkeeper.v1.SandboxStatus".into() }fn type_url() -> ::prost::alloc::string::String { "type.googleapis.com/sandkeeper.v1.SandboxStatus".into() }}
+    const NAME: &'static str = "SandboxStatus";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.SandboxStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.SandboxStatus".into()
+    }
+}
 /// How a life ended.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExitStatus {
@@ -71,6 +80,3292 @@ pub struct ExitStatus {
     pub exited_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 impl ::prost::Name for ExitStatus {
-const NAME: &'static str = "ExitStatus";
-const PACKAGE: &'static str = "sandkeeper.v1";
-fn full_name() -> ::prost::alloc::string::String { "sandkeeper.v1.ExitStatus".into() }fn type_url() -> ::prost::alloc::string::String { "type.googleapis.com/sandkeeper.v1.ExitStatus".into() }}
+    const NAME: &'static str = "ExitStatus";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ExitStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ExitStatus".into()
+    }
+}
+/// Everything a runtime needs to know to make one sandbox. An empty one is the smallest sandbox there is: a pause leader in a
+/// minimal read-only root, with a network namespace of its own and every isolation on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SandboxSpec {
+    /// The runtime that runs it; empty for the daemon's default.
+    #[prost(string, tag = "1")]
+    pub runtime: ::prost::alloc::string::String,
+    /// What runs in it; absent for a pause leader, which only holds the namespaces.
+    #[prost(message, optional, tag = "2")]
+    pub process: ::core::option::Option<ProcessSpec>,
+    /// Its root file system; absent for the minimal one.
+    #[prost(message, optional, tag = "3")]
+    pub root: ::core::option::Option<RootFs>,
+    /// What is mounted into the root, in this order.
+    #[prost(message, repeated, tag = "4")]
+    pub mounts: ::prost::alloc::vec::Vec<Mount>,
+    /// Its host name; absent for the sandbox's ID.
+    #[prost(string, optional, tag = "5")]
+    pub hostname: ::core::option::Option<::prost::alloc::string::String>,
+    /// Its network; absent for a namespace of its own.
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<Network>,
+    /// What it may use at most.
+    #[prost(message, optional, tag = "7")]
+    pub limits: ::core::option::Option<Limits>,
+    /// What admission counts for it, whatever its limits are.
+    #[prost(message, optional, tag = "8")]
+    pub requests: ::core::option::Option<Requests>,
+    /// For selecting sandboxes. Shown in Status.
+    #[prost(btree_map = "string, string", tag = "9")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// For whoever wrote them. Kept, and not interpreted.
+    #[prost(btree_map = "string, string", tag = "10")]
+    pub annotations: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Options for the runtime: kept and forwarded byte for byte, whatever their type.
+    #[prost(message, optional, tag = "11")]
+    pub options: ::core::option::Option<::prost_types::Any>,
+    /// How long it has between the request to end and SIGKILL; absent for 10 seconds.
+    #[prost(message, optional, tag = "12")]
+    pub stop_grace: ::core::option::Option<::prost_types::Duration>,
+    /// Which isolation is given up. Nothing is, if this is absent.
+    #[prost(message, optional, tag = "13")]
+    pub isolation: ::core::option::Option<Isolation>,
+}
+impl ::prost::Name for SandboxSpec {
+    const NAME: &'static str = "SandboxSpec";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.SandboxSpec".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.SandboxSpec".into()
+    }
+}
+/// A program to run.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProcessSpec {
+    /// The program, a path inside the root, then its arguments. A name without `/` is looked for in the `PATH` of `env`, or else
+    /// in the usual directories.
+    #[prost(string, repeated, tag = "1")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Its environment, each `NAME=value`. Nothing of the host's is added.
+    #[prost(string, repeated, tag = "2")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Its working directory inside the root; empty for `/`.
+    #[prost(string, tag = "3")]
+    pub cwd: ::prost::alloc::string::String,
+    /// Who it runs as; absent for user and group 0 inside.
+    #[prost(message, optional, tag = "4")]
+    pub user: ::core::option::Option<User>,
+    /// Its resource limits. What is not named is inherited from the daemon.
+    #[prost(message, repeated, tag = "5")]
+    pub rlimits: ::prost::alloc::vec::Vec<Rlimit>,
+    /// Where its input comes from and its output goes.
+    #[prost(message, optional, tag = "6")]
+    pub stdio: ::core::option::Option<Stdio>,
+}
+impl ::prost::Name for ProcessSpec {
+    const NAME: &'static str = "ProcessSpec";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ProcessSpec".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ProcessSpec".into()
+    }
+}
+/// A user and groups, as numbers inside the sandbox.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct User {
+    /// The user ID.
+    #[prost(uint32, tag = "1")]
+    pub uid: u32,
+    /// The group ID.
+    #[prost(uint32, tag = "2")]
+    pub gid: u32,
+    /// Supplementary group IDs.
+    #[prost(uint32, repeated, tag = "3")]
+    pub groups: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for User {
+    const NAME: &'static str = "User";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.User".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.User".into()
+    }
+}
+/// One resource limit of a process (setrlimit(2)).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rlimit {
+    /// Which resource, in lower case: `cpu`, `fsize`, `data`, `stack`, `core`, `nproc`, `nofile`, `memlock`, `as`.
+    #[prost(string, tag = "1")]
+    pub resource: ::prost::alloc::string::String,
+    /// The limit in force, in the resource's own unit; the largest number for none.
+    #[prost(uint64, tag = "2")]
+    pub soft: u64,
+    /// The bound up to which the process may raise it; the largest number for none.
+    #[prost(uint64, tag = "3")]
+    pub hard: u64,
+}
+impl ::prost::Name for Rlimit {
+    const NAME: &'static str = "Rlimit";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Rlimit".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Rlimit".into()
+    }
+}
+/// Where a process's descriptors 0 to 2 lead. A path is a path on the host.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Stdio {
+    /// Descriptor 0, opened for reading; absent for `/dev/null`.
+    #[prost(string, optional, tag = "1")]
+    pub stdin: ::core::option::Option<::prost::alloc::string::String>,
+    /// Descriptor 1, made if absent and appended to; absent for the log, or `/dev/null` if there is none.
+    #[prost(string, optional, tag = "2")]
+    pub stdout: ::core::option::Option<::prost::alloc::string::String>,
+    /// Descriptor 2, made if absent and appended to; absent for the log, or `/dev/null` if there is none.
+    #[prost(string, optional, tag = "3")]
+    pub stderr: ::core::option::Option<::prost::alloc::string::String>,
+    /// Keeps what goes to no path, up to so many bytes; absent for no log.
+    #[prost(uint64, optional, tag = "4")]
+    pub log_bytes: ::core::option::Option<u64>,
+}
+impl ::prost::Name for Stdio {
+    const NAME: &'static str = "Stdio";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Stdio".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Stdio".into()
+    }
+}
+/// A root file system.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RootFs {
+    /// Which one. None means the minimal one: empty but for `/dev`, `/proc` and the directories to mount on; read-only.
+    #[prost(oneof = "root_fs::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<root_fs::Kind>,
+}
+/// Nested message and enum types in `RootFs`.
+pub mod root_fs {
+    /// Which one. None means the minimal one: empty but for `/dev`, `/proc` and the directories to mount on; read-only.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// A directory of the host.
+        #[prost(message, tag = "1")]
+        Directory(super::RootDirectory),
+        /// The host's own root file system, read-only, without other file systems mounted below it.
+        #[prost(message, tag = "2")]
+        HostReadOnly(super::HostReadOnly),
+    }
+}
+impl ::prost::Name for RootFs {
+    const NAME: &'static str = "RootFs";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.RootFs".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.RootFs".into()
+    }
+}
+/// A directory of the host as root.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RootDirectory {
+    /// Where it is, an absolute path on the host.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// Whether the sandbox may write to it.
+    #[prost(bool, tag = "2")]
+    pub writable: bool,
+}
+impl ::prost::Name for RootDirectory {
+    const NAME: &'static str = "RootDirectory";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.RootDirectory".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.RootDirectory".into()
+    }
+}
+/// The host's own root, read-only. It has no settings.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostReadOnly {}
+impl ::prost::Name for HostReadOnly {
+    const NAME: &'static str = "HostReadOnly";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.HostReadOnly".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.HostReadOnly".into()
+    }
+}
+/// A directory or file of the host, shown inside the sandbox.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mount {
+    /// What is shown: an absolute path on the host.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// Where it appears: an absolute path inside the root, which must exist there.
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// Whether the sandbox may write to it.
+    #[prost(bool, tag = "3")]
+    pub writable: bool,
+}
+impl ::prost::Name for Mount {
+    const NAME: &'static str = "Mount";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Mount".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Mount".into()
+    }
+}
+/// A sandbox's network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Network {
+    /// Which one. None means a network namespace of its own, with a loopback device that is up and nothing else.
+    #[prost(oneof = "network::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<network::Kind>,
+}
+/// Nested message and enum types in `Network`.
+pub mod network {
+    /// Which one. None means a network namespace of its own, with a loopback device that is up and nothing else.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// No network at all, and no socket but unnamed pairs.
+        #[prost(message, tag = "1")]
+        None(super::NoNetwork),
+        /// The network namespace at this path on the host.
+        #[prost(string, tag = "2")]
+        Join(::prost::alloc::string::String),
+    }
+}
+impl ::prost::Name for Network {
+    const NAME: &'static str = "Network";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Network".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Network".into()
+    }
+}
+/// No network. It has no settings.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoNetwork {}
+impl ::prost::Name for NoNetwork {
+    const NAME: &'static str = "NoNetwork";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.NoNetwork".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.NoNetwork".into()
+    }
+}
+/// The most a sandbox may use. A limit that the machine cannot enforce is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Limits {
+    /// Memory, in bytes.
+    #[prost(uint64, optional, tag = "1")]
+    pub memory_bytes: ::core::option::Option<u64>,
+    /// Swap beyond the memory, in bytes.
+    #[prost(uint64, optional, tag = "2")]
+    pub swap_bytes: ::core::option::Option<u64>,
+    /// CPU time, in thousandths of one CPU.
+    #[prost(uint64, optional, tag = "3")]
+    pub cpu_millis: ::core::option::Option<u64>,
+    /// Processes and threads, in number.
+    #[prost(uint64, optional, tag = "4")]
+    pub pids: ::core::option::Option<u64>,
+}
+impl ::prost::Name for Limits {
+    const NAME: &'static str = "Limits";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Limits".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Limits".into()
+    }
+}
+/// What a sandbox is expected to use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Requests {
+    /// Memory, in bytes.
+    #[prost(uint64, tag = "1")]
+    pub memory_bytes: u64,
+    /// CPU time, in thousandths of one CPU.
+    #[prost(uint64, tag = "2")]
+    pub cpu_millis: u64,
+}
+impl ::prost::Name for Requests {
+    const NAME: &'static str = "Requests";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Requests".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Requests".into()
+    }
+}
+/// Which isolation is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Isolation {
+    /// Capabilities its process keeps, over its own namespaces, as bits (`1 << CAP_...`).
+    #[prost(uint64, tag = "3")]
+    pub kept_capabilities: u64,
+    /// Lets the process gain privileges by running a set-user-ID program.
+    #[prost(bool, tag = "4")]
+    pub allow_new_privileges: bool,
+    /// Runs without a system call filter.
+    #[prost(bool, tag = "5")]
+    pub no_seccomp: bool,
+    /// Leaves `/proc` and `/sys` as they are: nothing masked, nothing made read-only.
+    #[prost(bool, tag = "6")]
+    pub unmasked_paths: bool,
+    /// Runs the process as PID 1 itself, without an init that reaps and forwards signals.
+    #[prost(bool, tag = "7")]
+    pub no_init: bool,
+    /// Which users of the host its users are. None means a range of the daemon's, a different part of it for each sandbox.
+    #[prost(oneof = "isolation::Users", tags = "1, 2")]
+    pub users: ::core::option::Option<isolation::Users>,
+}
+/// Nested message and enum types in `Isolation`.
+pub mod isolation {
+    /// Which users of the host its users are. None means a range of the daemon's, a different part of it for each sandbox.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Users {
+        /// This range.
+        #[prost(message, tag = "1")]
+        Mapped(super::UserRange),
+        /// The host's own users: no user namespace.
+        #[prost(message, tag = "2")]
+        Host(super::HostUsers),
+    }
+}
+impl ::prost::Name for Isolation {
+    const NAME: &'static str = "Isolation";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Isolation".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Isolation".into()
+    }
+}
+/// A range of the host's users and groups.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserRange {
+    /// The host's user and group for 0 inside.
+    #[prost(uint32, tag = "1")]
+    pub host_start: u32,
+    /// How many users and groups there are inside.
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+}
+impl ::prost::Name for UserRange {
+    const NAME: &'static str = "UserRange";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.UserRange".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.UserRange".into()
+    }
+}
+/// The host's own users. It has no settings.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostUsers {}
+impl ::prost::Name for HostUsers {
+    const NAME: &'static str = "HostUsers";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.HostUsers".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.HostUsers".into()
+    }
+}
+/// Names one sandbox.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SandboxName {
+    /// The namespace: 1 to 76 characters of `\[A-Za-z0-9\]` joined by single `-`, `_` or `.`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The ID within it, of the same form.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for SandboxName {
+    const NAME: &'static str = "SandboxName";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.SandboxName".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.SandboxName".into()
+    }
+}
+/// See Keeper.Define.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DefineRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// What it is to be.
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<SandboxSpec>,
+}
+impl ::prost::Name for DefineRequest {
+    const NAME: &'static str = "DefineRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.DefineRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.DefineRequest".into()
+    }
+}
+/// It is recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DefineResponse {}
+impl ::prost::Name for DefineResponse {
+    const NAME: &'static str = "DefineResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.DefineResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.DefineResponse".into()
+    }
+}
+/// See Keeper.Create.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// What it is to be; absent if it is defined already.
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<SandboxSpec>,
+}
+impl ::prost::Name for CreateRequest {
+    const NAME: &'static str = "CreateRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.CreateRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.CreateRequest".into()
+    }
+}
+/// It is prepared.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateResponse {}
+impl ::prost::Name for CreateResponse {
+    const NAME: &'static str = "CreateResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.CreateResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.CreateResponse".into()
+    }
+}
+/// See Keeper.Start.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// What it is to be; absent if it is defined already. A start with a spec that fails leaves nothing, unless it was defined.
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<SandboxSpec>,
+}
+impl ::prost::Name for StartRequest {
+    const NAME: &'static str = "StartRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.StartRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.StartRequest".into()
+    }
+}
+/// It runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartResponse {
+    /// The life that runs.
+    #[prost(uint64, tag = "1")]
+    pub life: u64,
+    /// The leader: PID 1 of the sandbox, by its number on the host.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// The isolation in force, an item each.
+    #[prost(string, repeated, tag = "3")]
+    pub isolation: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where its Task service listens; empty if it has none.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// The version of the protocol spoken there; 0 if there is none.
+    #[prost(uint32, tag = "5")]
+    pub version: u32,
+}
+impl ::prost::Name for StartResponse {
+    const NAME: &'static str = "StartResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.StartResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.StartResponse".into()
+    }
+}
+/// See Keeper.Stop.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StopRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// How long it may take to end by itself; absent for its spec's own grace. Zero ends it at once.
+    #[prost(message, optional, tag = "2")]
+    pub grace: ::core::option::Option<::prost_types::Duration>,
+}
+impl ::prost::Name for StopRequest {
+    const NAME: &'static str = "StopRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.StopRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.StopRequest".into()
+    }
+}
+/// Nothing of it runs any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StopResponse {}
+impl ::prost::Name for StopResponse {
+    const NAME: &'static str = "StopResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.StopResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.StopResponse".into()
+    }
+}
+/// See Keeper.Shutdown.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShutdownRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// How long it may take to end by itself; absent for its spec's own grace. Zero ends it at once.
+    #[prost(message, optional, tag = "2")]
+    pub grace: ::core::option::Option<::prost_types::Duration>,
+}
+impl ::prost::Name for ShutdownRequest {
+    const NAME: &'static str = "ShutdownRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ShutdownRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ShutdownRequest".into()
+    }
+}
+/// It is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShutdownResponse {}
+impl ::prost::Name for ShutdownResponse {
+    const NAME: &'static str = "ShutdownResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ShutdownResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ShutdownResponse".into()
+    }
+}
+/// See Keeper.Pause.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for PauseRequest {
+    const NAME: &'static str = "PauseRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.PauseRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.PauseRequest".into()
+    }
+}
+/// It is frozen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseResponse {}
+impl ::prost::Name for PauseResponse {
+    const NAME: &'static str = "PauseResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.PauseResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.PauseResponse".into()
+    }
+}
+/// See Keeper.Resume.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for ResumeRequest {
+    const NAME: &'static str = "ResumeRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ResumeRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ResumeRequest".into()
+    }
+}
+/// It is thawed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeResponse {}
+impl ::prost::Name for ResumeResponse {
+    const NAME: &'static str = "ResumeResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ResumeResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ResumeResponse".into()
+    }
+}
+/// See Keeper.Ping.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PingRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for PingRequest {
+    const NAME: &'static str = "PingRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.PingRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.PingRequest".into()
+    }
+}
+/// An instance is there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PingResponse {
+    /// The phase, in lower case.
+    #[prost(string, tag = "1")]
+    pub phase: ::prost::alloc::string::String,
+    /// What stands beside it: `recovering`, `unresponsive` and others.
+    #[prost(string, repeated, tag = "2")]
+    pub marks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The life that runs.
+    #[prost(uint64, tag = "3")]
+    pub life: u64,
+}
+impl ::prost::Name for PingResponse {
+    const NAME: &'static str = "PingResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.PingResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.PingResponse".into()
+    }
+}
+/// See Keeper.Probe.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbeRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for ProbeRequest {
+    const NAME: &'static str = "ProbeRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ProbeRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ProbeRequest".into()
+    }
+}
+/// What the sandbox says about itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbeResponse {
+    /// Whether it runs at all.
+    #[prost(bool, tag = "1")]
+    pub alive: bool,
+    /// Whether it is frozen.
+    #[prost(bool, tag = "2")]
+    pub frozen: bool,
+    /// Whatever its runtime adds.
+    #[prost(message, optional, tag = "3")]
+    pub extra: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for ProbeResponse {
+    const NAME: &'static str = "ProbeResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ProbeResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ProbeResponse".into()
+    }
+}
+/// See Keeper.Status.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatusRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for StatusRequest {
+    const NAME: &'static str = "StatusRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.StatusRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.StatusRequest".into()
+    }
+}
+/// What is known of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StatusResponse {
+    /// All of it.
+    #[prost(message, optional, tag = "1")]
+    pub status: ::core::option::Option<SandboxStatus>,
+}
+impl ::prost::Name for StatusResponse {
+    const NAME: &'static str = "StatusResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.StatusResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.StatusResponse".into()
+    }
+}
+/// See Keeper.Wait.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for WaitRequest {
+    const NAME: &'static str = "WaitRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.WaitRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.WaitRequest".into()
+    }
+}
+/// It has ended.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitResponse {
+    /// How.
+    #[prost(message, optional, tag = "1")]
+    pub exit: ::core::option::Option<ExitStatus>,
+}
+impl ::prost::Name for WaitResponse {
+    const NAME: &'static str = "WaitResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.WaitResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.WaitResponse".into()
+    }
+}
+/// See Keeper.List.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRequest {
+    /// Only of this namespace; empty for all.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Only in one of these phases, in lower case; none for any.
+    #[prost(string, repeated, tag = "2")]
+    pub phases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only with all of these labels.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// At most so many; 0 for as many as fit into a page (1,000).
+    #[prost(uint32, tag = "4")]
+    pub page_size: u32,
+    /// Where the last page ended, as it said; empty for the first.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ListRequest {
+    const NAME: &'static str = "ListRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ListRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ListRequest".into()
+    }
+}
+/// A page of sandboxes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListResponse {
+    /// By what is published of them.
+    #[prost(message, repeated, tag = "1")]
+    pub sandboxes: ::prost::alloc::vec::Vec<SandboxStatus>,
+    /// Ask for the next page with this; empty if this is the last.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ListResponse {
+    const NAME: &'static str = "ListResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ListResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ListResponse".into()
+    }
+}
+/// See Keeper.Sweep.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SweepRequest {}
+impl ::prost::Name for SweepRequest {
+    const NAME: &'static str = "SweepRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.SweepRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.SweepRequest".into()
+    }
+}
+/// Counts at one moment.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SweepResponse {
+    /// How many are in each phase, by its name in lower case. Those with none are left out.
+    #[prost(btree_map = "string, uint64", tag = "1")]
+    pub phases: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        u64,
+    >,
+    /// How many there are.
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
+    /// Everything with a mark.
+    #[prost(message, repeated, tag = "3")]
+    pub marked: ::prost::alloc::vec::Vec<MarkedSandbox>,
+}
+impl ::prost::Name for SweepResponse {
+    const NAME: &'static str = "SweepResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.SweepResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.SweepResponse".into()
+    }
+}
+/// A sandbox with a mark.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MarkedSandbox {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// Its phase.
+    #[prost(string, tag = "2")]
+    pub phase: ::prost::alloc::string::String,
+    /// Its marks.
+    #[prost(string, repeated, tag = "3")]
+    pub marks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for MarkedSandbox {
+    const NAME: &'static str = "MarkedSandbox";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.MarkedSandbox".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.MarkedSandbox".into()
+    }
+}
+/// See Keeper.Watch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    /// Goes on where an earlier watch of this daemon left off: both numbers as its last message said. 0 to begin with a snapshot.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// The first event that is wanted.
+    #[prost(uint64, tag = "2")]
+    pub next_sequence: u64,
+}
+impl ::prost::Name for WatchRequest {
+    const NAME: &'static str = "WatchRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.WatchRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.WatchRequest".into()
+    }
+}
+/// Either everything there is, or one change.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchResponse {
+    /// Which of them.
+    #[prost(oneof = "watch_response::Item", tags = "1, 2")]
+    pub item: ::core::option::Option<watch_response::Item>,
+}
+/// Nested message and enum types in `WatchResponse`.
+pub mod watch_response {
+    /// Which of them.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Item {
+        /// At the beginning, and whenever events were missed: because the watcher was too slow, or the daemon is another.
+        #[prost(message, tag = "1")]
+        Snapshot(super::Snapshot),
+        /// A sandbox entered a phase.
+        #[prost(message, tag = "2")]
+        Event(super::Event),
+    }
+}
+impl ::prost::Name for WatchResponse {
+    const NAME: &'static str = "WatchResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.WatchResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.WatchResponse".into()
+    }
+}
+/// Everything there is. A large one comes in several messages, the last of which has `last` set.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Snapshot {
+    /// Counts up with every start of the daemon.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// The first event that follows; what is listed may already contain the effect of some of them.
+    #[prost(uint64, tag = "2")]
+    pub next_sequence: u64,
+    /// Ordered by namespace and ID.
+    #[prost(message, repeated, tag = "3")]
+    pub sandboxes: ::prost::alloc::vec::Vec<SandboxStatus>,
+    /// Whether this is the last message of the snapshot.
+    #[prost(bool, tag = "4")]
+    pub last: bool,
+}
+impl ::prost::Name for Snapshot {
+    const NAME: &'static str = "Snapshot";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Snapshot".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Snapshot".into()
+    }
+}
+/// A sandbox entered a phase.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Event {
+    /// Counts up with every start of the daemon.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Counts up by one within an epoch, over all sandboxes.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// When.
+    #[prost(message, optional, tag = "3")]
+    pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Whose.
+    #[prost(message, optional, tag = "4")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// The phase entered, in lower case; `gone` when it is forgotten.
+    #[prost(string, tag = "5")]
+    pub phase: ::prost::alloc::string::String,
+    /// The life it belongs to; 0 before the first.
+    #[prost(uint64, tag = "6")]
+    pub life: u64,
+    /// How that life ended, from `stopped` on.
+    #[prost(message, optional, tag = "7")]
+    pub exit: ::core::option::Option<ExitStatus>,
+}
+impl ::prost::Name for Event {
+    const NAME: &'static str = "Event";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Event".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Event".into()
+    }
+}
+/// See Keeper.Exec.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExecRequest {
+    /// The first message is `begin`; the others are `stdin`.
+    #[prost(oneof = "exec_request::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<exec_request::Message>,
+}
+/// Nested message and enum types in `ExecRequest`.
+pub mod exec_request {
+    /// The first message is `begin`; the others are `stdin`.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        /// What to run.
+        #[prost(message, tag = "1")]
+        Begin(super::ExecBegin),
+        /// Some of its input; an empty one closes it.
+        #[prost(bytes, tag = "2")]
+        Stdin(::prost::alloc::vec::Vec<u8>),
+    }
+}
+impl ::prost::Name for ExecRequest {
+    const NAME: &'static str = "ExecRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ExecRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ExecRequest".into()
+    }
+}
+/// A program to run inside a sandbox.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExecBegin {
+    /// In which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// What; its `stdio` is not looked at.
+    #[prost(message, optional, tag = "2")]
+    pub process: ::core::option::Option<ProcessSpec>,
+    /// Whether it gets a standard input.
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    /// Lets it go on when the call ends; its output then goes to `/dev/null`.
+    #[prost(bool, tag = "4")]
+    pub detached: bool,
+}
+impl ::prost::Name for ExecBegin {
+    const NAME: &'static str = "ExecBegin";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ExecBegin".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ExecBegin".into()
+    }
+}
+/// What comes of it: `started` first, then output, and `exit` last. A detached one ends the stream after `started`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecResponse {
+    /// Which.
+    #[prost(oneof = "exec_response::Message", tags = "1, 2, 3, 4")]
+    pub message: ::core::option::Option<exec_response::Message>,
+}
+/// Nested message and enum types in `ExecResponse`.
+pub mod exec_response {
+    /// Which.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        /// It runs.
+        #[prost(message, tag = "1")]
+        Started(super::ExecStarted),
+        /// Some of its standard output.
+        #[prost(bytes, tag = "2")]
+        Stdout(::prost::alloc::vec::Vec<u8>),
+        /// Some of its standard error.
+        #[prost(bytes, tag = "3")]
+        Stderr(::prost::alloc::vec::Vec<u8>),
+        /// It has ended, and all its output was sent.
+        #[prost(message, tag = "4")]
+        Exit(super::ExitStatus),
+    }
+}
+impl ::prost::Name for ExecResponse {
+    const NAME: &'static str = "ExecResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ExecResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ExecResponse".into()
+    }
+}
+/// It runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecStarted {
+    /// Its number on the host.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+}
+impl ::prost::Name for ExecStarted {
+    const NAME: &'static str = "ExecStarted";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.ExecStarted".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.ExecStarted".into()
+    }
+}
+/// See Keeper.Logs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogsRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// Goes on with what is written later, until the life ends.
+    #[prost(bool, tag = "2")]
+    pub follow: bool,
+    /// Only so many of the last lines; absent for all that is kept.
+    #[prost(uint64, optional, tag = "3")]
+    pub tail_lines: ::core::option::Option<u64>,
+}
+impl ::prost::Name for LogsRequest {
+    const NAME: &'static str = "LogsRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.LogsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.LogsRequest".into()
+    }
+}
+/// A piece of output.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogsResponse {
+    /// When it was read from the process.
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// `stdout` or `stderr`.
+    #[prost(string, tag = "2")]
+    pub stream: ::prost::alloc::string::String,
+    /// The bytes, unchanged.
+    #[prost(bytes = "vec", tag = "3")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for LogsResponse {
+    const NAME: &'static str = "LogsResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.LogsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.LogsResponse".into()
+    }
+}
+/// See Keeper.Platform.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlatformRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for PlatformRequest {
+    const NAME: &'static str = "PlatformRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.PlatformRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.PlatformRequest".into()
+    }
+}
+/// What its runtime runs on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlatformResponse {
+    /// The operating system, `linux`.
+    #[prost(string, tag = "1")]
+    pub os: ::prost::alloc::string::String,
+    /// The architecture, `amd64`.
+    #[prost(string, tag = "2")]
+    pub architecture: ::prost::alloc::string::String,
+}
+impl ::prost::Name for PlatformResponse {
+    const NAME: &'static str = "PlatformResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.PlatformResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.PlatformResponse".into()
+    }
+}
+/// See Keeper.Metrics.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetricsRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+}
+impl ::prost::Name for MetricsRequest {
+    const NAME: &'static str = "MetricsRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.MetricsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.MetricsRequest".into()
+    }
+}
+/// What it uses.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetricsResponse {
+    /// In the runtime's own type.
+    #[prost(message, optional, tag = "1")]
+    pub metrics: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for MetricsResponse {
+    const NAME: &'static str = "MetricsResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.MetricsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.MetricsResponse".into()
+    }
+}
+/// See Keeper.Update.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// In the runtime's own type.
+    #[prost(message, optional, tag = "2")]
+    pub resources: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for UpdateRequest {
+    const NAME: &'static str = "UpdateRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.UpdateRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.UpdateRequest".into()
+    }
+}
+/// It is changed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateResponse {}
+impl ::prost::Name for UpdateResponse {
+    const NAME: &'static str = "UpdateResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.UpdateResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.UpdateResponse".into()
+    }
+}
+/// See Keeper.Version.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VersionRequest {}
+impl ::prost::Name for VersionRequest {
+    const NAME: &'static str = "VersionRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.VersionRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.VersionRequest".into()
+    }
+}
+/// Which daemon this is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VersionResponse {
+    /// The version of sandkeeper.
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    /// The daemon's process ID.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// When it was started.
+    #[prost(message, optional, tag = "3")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Counts up with every start on this state directory.
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    /// Its state directory.
+    #[prost(string, tag = "5")]
+    pub state_dir: ::prost::alloc::string::String,
+    /// How many sandboxes its descriptors allow.
+    #[prost(uint64, tag = "6")]
+    pub capacity: u64,
+    /// How many sandboxes of an earlier daemon are still being found out about.
+    #[prost(uint64, tag = "7")]
+    pub recovering: u64,
+    /// Why records cannot be written at the moment; empty if they can.
+    #[prost(string, tag = "8")]
+    pub journal_trouble: ::prost::alloc::string::String,
+    /// How many things exist without a record (see Keeper.Orphans).
+    #[prost(uint64, tag = "9")]
+    pub orphans: u64,
+    /// What was found out about the machine, by name.
+    #[prost(btree_map = "string, string", tag = "10")]
+    pub findings: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+impl ::prost::Name for VersionResponse {
+    const NAME: &'static str = "VersionResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.VersionResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.VersionResponse".into()
+    }
+}
+/// See Keeper.Orphans.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrphansRequest {}
+impl ::prost::Name for OrphansRequest {
+    const NAME: &'static str = "OrphansRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.OrphansRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.OrphansRequest".into()
+    }
+}
+/// What exists without a record.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OrphansResponse {
+    /// Each of them.
+    #[prost(message, repeated, tag = "1")]
+    pub orphans: ::prost::alloc::vec::Vec<Orphan>,
+}
+impl ::prost::Name for OrphansResponse {
+    const NAME: &'static str = "OrphansResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.OrphansResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.OrphansResponse".into()
+    }
+}
+/// Something that exists without a record.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Orphan {
+    /// Its name.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<SandboxName>,
+    /// Its life.
+    #[prost(uint64, tag = "2")]
+    pub life: u64,
+    /// What it is and where.
+    #[prost(string, tag = "3")]
+    pub description: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Orphan {
+    const NAME: &'static str = "Orphan";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.Orphan".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.Orphan".into()
+    }
+}
+/// See Keeper.EndOrphans.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndOrphansRequest {}
+impl ::prost::Name for EndOrphansRequest {
+    const NAME: &'static str = "EndOrphansRequest";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.EndOrphansRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.EndOrphansRequest".into()
+    }
+}
+/// They are gone, except for these.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndOrphansResponse {
+    /// How many were ended.
+    #[prost(uint64, tag = "1")]
+    pub ended: u64,
+    /// What could not be ended, and why.
+    #[prost(string, repeated, tag = "2")]
+    pub left: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for EndOrphansResponse {
+    const NAME: &'static str = "EndOrphansResponse";
+    const PACKAGE: &'static str = "sandkeeper.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sandkeeper.v1.EndOrphansResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/sandkeeper.v1.EndOrphansResponse".into()
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod keeper_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Supervises the sandboxes of one node.
+    ///
+    /// Every call may carry a gRPC deadline (`grpc-timeout`), which holds instead of the verb's own. A caller that goes away changes
+    /// nothing but its own wait: an operation it began completes, or is undone if it fails. Errors carry the gRPC code of their
+    /// kind; the message says what was tried, what was found and what to do, and the metadata `sandkeeper-retry-after-ms` says when
+    /// to try again, where that is known.
+    #[derive(Debug, Clone)]
+    pub struct KeeperClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> KeeperClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> KeeperClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            KeeperClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Records what an ID is to be, and makes nothing. Returns when that is durable. The same again succeeds.
+        pub async fn define(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DefineRequest>,
+        ) -> std::result::Result<tonic::Response<super::DefineResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Define",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Define"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Prepares what is defined, or what the request's spec says.
+        pub async fn create(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateRequest>,
+        ) -> std::result::Result<tonic::Response<super::CreateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Create",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Create"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Starts what is defined, or what the request's spec says. Returns when the leader runs.
+        pub async fn start(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StartRequest>,
+        ) -> std::result::Result<tonic::Response<super::StartResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Start",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Start"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the instance and keeps its record. Returns when nothing of the instance runs any more.
+        pub async fn stop(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StopRequest>,
+        ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Stop",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Stop"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the instance and forgets it. Returns when nothing is left and the name is free. Succeeds for what nobody knows.
+        pub async fn shutdown(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ShutdownRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ShutdownResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Shutdown",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Shutdown"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Freezes every process. Returns when the kernel says so.
+        pub async fn pause(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseRequest>,
+        ) -> std::result::Result<tonic::Response<super::PauseResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Pause",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Pause"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Thaws. Returns when the kernel says so.
+        pub async fn resume(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Resume",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Resume"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says at once whether an instance is there, by what was last observed. Never logged.
+        pub async fn ping(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PingRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Ping",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Ping"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Asks the sandbox itself how it is.
+        pub async fn probe(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ProbeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ProbeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Probe",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Probe"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Asks the sandbox, and says everything that is known of it.
+        pub async fn status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StatusRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Status",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Status"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Waits for the end of the current life. Has no deadline of its own.
+        pub async fn wait(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WaitRequest>,
+        ) -> std::result::Result<tonic::Response<super::WaitResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Wait",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Wait"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists sandboxes in the order of namespace and ID, a page at a time.
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/List",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("sandkeeper.v1.Keeper", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Counts all sandboxes by phase, and names those with a mark.
+        pub async fn sweep(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SweepRequest>,
+        ) -> std::result::Result<tonic::Response<super::SweepResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Sweep",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Sweep"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Streams every change of phase, once each and in order.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Runs a program inside a sandbox. The first message of the caller says what; later ones carry its input. The program is
+        /// killed when the call ends before it does, unless it is detached. It ends with the daemon.
+        pub async fn exec(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ExecRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExecResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Exec",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Exec"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Reads what a sandbox's main process has written.
+        pub async fn logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LogsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Logs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Logs"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Says what the sandbox's runtime runs on.
+        pub async fn platform(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlatformRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlatformResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Platform",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Platform"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says what the sandbox uses. Unimplemented if its runtime cannot say.
+        pub async fn metrics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MetricsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MetricsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Metrics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Metrics"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes what the sandbox may use. Unimplemented if its runtime cannot.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateRequest>,
+        ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Update",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says which daemon this is, and how it is doing.
+        pub async fn version(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VersionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Version",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Version"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists what exists without a record, after records were damaged.
+        pub async fn orphans(
+            &mut self,
+            request: impl tonic::IntoRequest<super::OrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::OrphansResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/Orphans",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Orphans"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends and removes all that exists without a record.
+        pub async fn end_orphans(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndOrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndOrphansResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sandkeeper.v1.Keeper/EndOrphans",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "EndOrphans"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod keeper_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with KeeperServer.
+    #[async_trait]
+    pub trait Keeper: std::marker::Send + std::marker::Sync + 'static {
+        /// Records what an ID is to be, and makes nothing. Returns when that is durable. The same again succeeds.
+        async fn define(
+            &self,
+            request: tonic::Request<super::DefineRequest>,
+        ) -> std::result::Result<tonic::Response<super::DefineResponse>, tonic::Status>;
+        /// Prepares what is defined, or what the request's spec says.
+        async fn create(
+            &self,
+            request: tonic::Request<super::CreateRequest>,
+        ) -> std::result::Result<tonic::Response<super::CreateResponse>, tonic::Status>;
+        /// Starts what is defined, or what the request's spec says. Returns when the leader runs.
+        async fn start(
+            &self,
+            request: tonic::Request<super::StartRequest>,
+        ) -> std::result::Result<tonic::Response<super::StartResponse>, tonic::Status>;
+        /// Ends the instance and keeps its record. Returns when nothing of the instance runs any more.
+        async fn stop(
+            &self,
+            request: tonic::Request<super::StopRequest>,
+        ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status>;
+        /// Ends the instance and forgets it. Returns when nothing is left and the name is free. Succeeds for what nobody knows.
+        async fn shutdown(
+            &self,
+            request: tonic::Request<super::ShutdownRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ShutdownResponse>,
+            tonic::Status,
+        >;
+        /// Freezes every process. Returns when the kernel says so.
+        async fn pause(
+            &self,
+            request: tonic::Request<super::PauseRequest>,
+        ) -> std::result::Result<tonic::Response<super::PauseResponse>, tonic::Status>;
+        /// Thaws. Returns when the kernel says so.
+        async fn resume(
+            &self,
+            request: tonic::Request<super::ResumeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeResponse>, tonic::Status>;
+        /// Says at once whether an instance is there, by what was last observed. Never logged.
+        async fn ping(
+            &self,
+            request: tonic::Request<super::PingRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingResponse>, tonic::Status>;
+        /// Asks the sandbox itself how it is.
+        async fn probe(
+            &self,
+            request: tonic::Request<super::ProbeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ProbeResponse>, tonic::Status>;
+        /// Asks the sandbox, and says everything that is known of it.
+        async fn status(
+            &self,
+            request: tonic::Request<super::StatusRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Waits for the end of the current life. Has no deadline of its own.
+        async fn wait(
+            &self,
+            request: tonic::Request<super::WaitRequest>,
+        ) -> std::result::Result<tonic::Response<super::WaitResponse>, tonic::Status>;
+        /// Lists sandboxes in the order of namespace and ID, a page at a time.
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListResponse>, tonic::Status>;
+        /// Counts all sandboxes by phase, and names those with a mark.
+        async fn sweep(
+            &self,
+            request: tonic::Request<super::SweepRequest>,
+        ) -> std::result::Result<tonic::Response<super::SweepResponse>, tonic::Status>;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Streams every change of phase, once each and in order.
+        async fn watch(
+            &self,
+            request: tonic::Request<super::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
+        /// Server streaming response type for the Exec method.
+        type ExecStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ExecResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Runs a program inside a sandbox. The first message of the caller says what; later ones carry its input. The program is
+        /// killed when the call ends before it does, unless it is detached. It ends with the daemon.
+        async fn exec(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
+        /// Server streaming response type for the Logs method.
+        type LogsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LogsResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Reads what a sandbox's main process has written.
+        async fn logs(
+            &self,
+            request: tonic::Request<super::LogsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::LogsStream>, tonic::Status>;
+        /// Says what the sandbox's runtime runs on.
+        async fn platform(
+            &self,
+            request: tonic::Request<super::PlatformRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlatformResponse>,
+            tonic::Status,
+        >;
+        /// Says what the sandbox uses. Unimplemented if its runtime cannot say.
+        async fn metrics(
+            &self,
+            request: tonic::Request<super::MetricsRequest>,
+        ) -> std::result::Result<tonic::Response<super::MetricsResponse>, tonic::Status>;
+        /// Changes what the sandbox may use. Unimplemented if its runtime cannot.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateRequest>,
+        ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status>;
+        /// Says which daemon this is, and how it is doing.
+        async fn version(
+            &self,
+            request: tonic::Request<super::VersionRequest>,
+        ) -> std::result::Result<tonic::Response<super::VersionResponse>, tonic::Status>;
+        /// Lists what exists without a record, after records were damaged.
+        async fn orphans(
+            &self,
+            request: tonic::Request<super::OrphansRequest>,
+        ) -> std::result::Result<tonic::Response<super::OrphansResponse>, tonic::Status>;
+        /// Ends and removes all that exists without a record.
+        async fn end_orphans(
+            &self,
+            request: tonic::Request<super::EndOrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndOrphansResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Supervises the sandboxes of one node.
+    ///
+    /// Every call may carry a gRPC deadline (`grpc-timeout`), which holds instead of the verb's own. A caller that goes away changes
+    /// nothing but its own wait: an operation it began completes, or is undone if it fails. Errors carry the gRPC code of their
+    /// kind; the message says what was tried, what was found and what to do, and the metadata `sandkeeper-retry-after-ms` says when
+    /// to try again, where that is known.
+    #[derive(Debug)]
+    pub struct KeeperServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> KeeperServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for KeeperServer<T>
+    where
+        T: Keeper,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/sandkeeper.v1.Keeper/Define" => {
+                    #[allow(non_camel_case_types)]
+                    struct DefineSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::DefineRequest>
+                    for DefineSvc<T> {
+                        type Response = super::DefineResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DefineRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::define(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DefineSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Create" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::CreateRequest>
+                    for CreateSvc<T> {
+                        type Response = super::CreateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::create(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Start" => {
+                    #[allow(non_camel_case_types)]
+                    struct StartSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::StartRequest>
+                    for StartSvc<T> {
+                        type Response = super::StartResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StartRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::start(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StartSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Stop" => {
+                    #[allow(non_camel_case_types)]
+                    struct StopSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::StopRequest>
+                    for StopSvc<T> {
+                        type Response = super::StopResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StopRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::stop(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StopSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Shutdown" => {
+                    #[allow(non_camel_case_types)]
+                    struct ShutdownSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::ShutdownRequest>
+                    for ShutdownSvc<T> {
+                        type Response = super::ShutdownResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ShutdownRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::shutdown(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ShutdownSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Pause" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::PauseRequest>
+                    for PauseSvc<T> {
+                        type Response = super::PauseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::pause(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Resume" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::ResumeRequest>
+                    for ResumeSvc<T> {
+                        type Response = super::ResumeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::resume(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Ping" => {
+                    #[allow(non_camel_case_types)]
+                    struct PingSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::PingRequest>
+                    for PingSvc<T> {
+                        type Response = super::PingResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::ping(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Probe" => {
+                    #[allow(non_camel_case_types)]
+                    struct ProbeSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::ProbeRequest>
+                    for ProbeSvc<T> {
+                        type Response = super::ProbeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ProbeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::probe(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ProbeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Status" => {
+                    #[allow(non_camel_case_types)]
+                    struct StatusSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::StatusRequest>
+                    for StatusSvc<T> {
+                        type Response = super::StatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Wait" => {
+                    #[allow(non_camel_case_types)]
+                    struct WaitSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::WaitRequest>
+                    for WaitSvc<T> {
+                        type Response = super::WaitResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WaitRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::wait(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WaitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::ListRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Sweep" => {
+                    #[allow(non_camel_case_types)]
+                    struct SweepSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::SweepRequest>
+                    for SweepSvc<T> {
+                        type Response = super::SweepResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SweepRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::sweep(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SweepSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Keeper>(pub Arc<T>);
+                    impl<
+                        T: Keeper,
+                    > tonic::server::ServerStreamingService<super::WatchRequest>
+                    for WatchSvc<T> {
+                        type Response = super::WatchResponse;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Exec" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::StreamingService<super::ExecRequest>
+                    for ExecSvc<T> {
+                        type Response = super::ExecResponse;
+                        type ResponseStream = T::ExecStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::exec(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Logs" => {
+                    #[allow(non_camel_case_types)]
+                    struct LogsSvc<T: Keeper>(pub Arc<T>);
+                    impl<
+                        T: Keeper,
+                    > tonic::server::ServerStreamingService<super::LogsRequest>
+                    for LogsSvc<T> {
+                        type Response = super::LogsResponse;
+                        type ResponseStream = T::LogsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Platform" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlatformSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::PlatformRequest>
+                    for PlatformSvc<T> {
+                        type Response = super::PlatformResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlatformRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::platform(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlatformSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Metrics" => {
+                    #[allow(non_camel_case_types)]
+                    struct MetricsSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::MetricsRequest>
+                    for MetricsSvc<T> {
+                        type Response = super::MetricsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MetricsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::metrics(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MetricsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::UpdateRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Version" => {
+                    #[allow(non_camel_case_types)]
+                    struct VersionSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::VersionRequest>
+                    for VersionSvc<T> {
+                        type Response = super::VersionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VersionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::version(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VersionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/Orphans" => {
+                    #[allow(non_camel_case_types)]
+                    struct OrphansSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::OrphansRequest>
+                    for OrphansSvc<T> {
+                        type Response = super::OrphansResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::OrphansRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::orphans(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OrphansSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sandkeeper.v1.Keeper/EndOrphans" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndOrphansSvc<T: Keeper>(pub Arc<T>);
+                    impl<T: Keeper> tonic::server::UnaryService<super::EndOrphansRequest>
+                    for EndOrphansSvc<T> {
+                        type Response = super::EndOrphansResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndOrphansRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keeper>::end_orphans(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndOrphansSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for KeeperServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "sandkeeper.v1.Keeper";
+    impl<T> tonic::server::NamedService for KeeperServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

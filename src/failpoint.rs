@@ -10,6 +10,10 @@ pub const NAMES: &[&str] = &[
     "operation.after-intent",
     "operation.after-effect",
     "operation.after-outcome",
+    "linux.after-group",
+    "linux.after-spawn",
+    "linux.after-kill",
+    "linux.after-remove",
 ];
 
 /// Comes by a point.

@@ -79,8 +79,11 @@ pub trait Runtime: Send + Sync + 'static {
         None
     }
 
-    /// What an earlier backend on the same state has left when this one was set up, whoever has a record of it.
-    async fn survivors(&self) -> Result<Vec<Survivor>, Error> {
+    /// What an earlier backend on the same state has left and whose key is not `known`: nobody has a record of it.
+    async fn survivors(
+        &self,
+        _known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+    ) -> Result<Vec<Survivor>, Error> {
         Ok(Vec::new())
     }
 

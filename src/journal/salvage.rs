@@ -6,12 +6,12 @@
 
 use std::fs;
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use redb::backends::InMemoryBackend;
-use redb::{ReadableDatabase, ReadableTable, StorageBackend};
+use redb::{BackendError, ConcurrencyMode, ReadableDatabase, ReadableTable, StorageBackend};
 
 use super::batch::Net;
 use super::fault::{Fault, guarded};
@@ -168,17 +168,16 @@ const PRIMARY: u8 = 1;
 const UNCLEAN: u8 = 2 | 8;
 
 /// Reads an image as if it had been closed in order, with some flags turned: redb reads what is to be repaired only after it
-/// has repaired it, which it cannot if a page is damaged.
+/// has repaired it, which it cannot if a page is damaged. A reader beside a writer, which it takes itself for here, looks at
+/// nothing but the pages on its way.
 fn read_image(image: &[u8], turned: u8) -> Found {
     let mut found = Found::default();
     let mut image = image.to_vec();
     image[FLAGS_AT] = (image[FLAGS_AT] & !UNCLEAN) ^ turned;
-    image.resize(told_length(&image).clamp(image.len(), MOST_BYTES), 0);
     let read = guarded(|| {
-        let memory = InMemoryBackend::new();
-        memory.set_len(image.len() as u64)?;
-        memory.write(0, &image)?;
-        let database = store::builder().open_read_only_with_backend(memory)?;
+        let mut builder = store::builder();
+        builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
+        let database = builder.open_read_only_with_backend(Image(image))?;
         let txn = database.begin_read()?;
         if let Ok(table) = txn.open_table(store::SPECS) {
             found.specs = Rows::read_what_can_be(&table);
@@ -187,7 +186,7 @@ fn read_image(image: &[u8], turned: u8) -> Found {
             found.states = Rows::read_what_can_be(&table);
         }
         if let Ok(table) = txn.open_table(store::META) {
-            found.meta = table.get("numbers")?.and_then(|row| record::read_meta(row.value()).ok());
+            found.meta = table.get(store::NUMBERS)?.and_then(|row| record::read_meta(row.value()).ok());
         }
         if let Ok(table) = txn.open_table(store::QUARANTINE) {
             for row in table.iter()? {
@@ -203,15 +202,57 @@ fn read_image(image: &[u8], turned: u8) -> Found {
     found
 }
 
-/// How long the file says it is; it may have been cut.
-fn told_length(image: &[u8]) -> usize {
-    let word = |at: usize| {
-        let bytes: [u8; 4] = image[at..at + 4].try_into().expect("four bytes");
-        u32::from_le_bytes(bytes) as usize
-    };
-    let (page, region_header, region_pages) = (word(12), word(16), word(20));
-    let (full, trailing) = (word(24), word(28));
-    let pages = |data: usize| if data == 0 { 0 } else { region_header.saturating_add(data) };
-    let regions = full.saturating_mul(pages(region_pages)).saturating_add(pages(trailing));
-    page.saturating_mul(regions.saturating_add(1))
+/// What was read of a file. Nobody else has it, so every lock is to be had.
+#[derive(Debug)]
+struct Image(Vec<u8>);
+
+impl StorageBackend for Image {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        // Of a page that was cut, its beginning may do.
+        let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
+        let length = out.len().min(self.0.len() - begin);
+        out[..length].copy_from_slice(&self.0[begin..begin + length]);
+        out[length..].fill(0);
+        Ok(())
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn try_lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn try_lock_shared_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn lock_shared_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn unlock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn query_lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(false)
+    }
 }

@@ -26,7 +26,7 @@ pub(super) const STATES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new
 pub(super) const QUARANTINE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("quarantine");
 
 /// The one row of `meta`.
-const NUMBERS: &str = "numbers";
+pub(super) const NUMBERS: &str = "numbers";
 
 /// Where a journal's file is, what it lies on, and in which boot.
 #[derive(Clone)]

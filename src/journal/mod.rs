@@ -12,6 +12,9 @@ mod record;
 mod rows;
 mod salvage;
 mod store;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 mod writer;
 
 #[cfg(test)]

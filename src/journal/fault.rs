@@ -17,8 +17,10 @@ pub(super) enum Fault {
     Full(String),
     /// The system refused a read or a write. The file itself may be sound.
     Io(String),
-    /// The system does not let this program have the file: no right, no descriptor, no memory.
+    /// This program has no right to the file.
     Denied(String),
+    /// This program has no descriptor or no memory left.
+    Scarce(String),
     /// What the file says makes no sense.
     Broken(String),
 }
@@ -28,15 +30,8 @@ impl Fault {
         let text = error.to_string();
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::NOSPC | Errno::DQUOT) => Fault::Full(text),
-            Some(
-                Errno::ACCESS
-                | Errno::PERM
-                | Errno::ROFS
-                | Errno::MFILE
-                | Errno::NFILE
-                | Errno::NOMEM
-                | Errno::ISDIR,
-            ) => Fault::Denied(text),
+            Some(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::ISDIR) => Fault::Denied(text),
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Fault::Scarce(text),
             Some(Errno::NOENT) => Fault::Broken("it is gone".to_owned()),
             Some(_) => Fault::Io(text),
             // Not the system's: redb found too few bytes, or others than its own.
@@ -58,17 +53,35 @@ impl Fault {
         Fault::Broken(format!("the database panicked: {text}"))
     }
 
+    fn remedy(&self) -> &'static str {
+        match self {
+            Fault::Full(_) => "make room on its file system",
+            Fault::Io(_) => "look at the disk and the kernel's log",
+            Fault::Denied(_) => "look at the file's owner and mode",
+            Fault::Scarce(_) => "raise this program's limits",
+            Fault::Broken(_) => "look at the file system",
+        }
+    }
+
     /// What a caller is told whose change could not be written.
-    pub(super) fn error(&self, file: &Path) -> Error {
-        let (kind, remedy) = match self {
-            Fault::Full(_) => (ErrorKind::ResourceExhausted, "make room on its file system; it is tried again"),
-            Fault::Io(_) => (ErrorKind::Unavailable, "look at the disk and the kernel's log; it is tried again"),
-            Fault::Denied(_) => {
-                (ErrorKind::Unavailable, "look at the file's owner and this program's limits; it is tried again")
-            }
-            Fault::Broken(_) => (ErrorKind::Unavailable, "it is set aside and made anew; try again"),
+    pub(super) fn refusal(&self, file: &Path) -> Error {
+        let kind = match self {
+            Fault::Full(_) | Fault::Scarce(_) => ErrorKind::ResourceExhausted,
+            Fault::Io(_) | Fault::Denied(_) | Fault::Broken(_) => ErrorKind::Unavailable,
         };
+        let remedy = format!("{}; it is tried again every second", self.remedy());
         Error::new(kind, format!("write {}", file.display()), self.to_string()).remedy(remedy)
+    }
+
+    /// What whoever opens the journal is told if there is no way to.
+    pub(super) fn no_opening(&self, file: &Path) -> Error {
+        let kind = match self {
+            Fault::Full(_) | Fault::Scarce(_) => ErrorKind::ResourceExhausted,
+            Fault::Denied(_) => ErrorKind::PermissionDenied,
+            Fault::Io(_) | Fault::Broken(_) => ErrorKind::Internal,
+        };
+        let remedy = format!("{}, or use another state directory", self.remedy());
+        Error::new(kind, format!("open {}", file.display()), self.to_string()).remedy(remedy)
     }
 }
 
@@ -76,7 +89,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Full(text) => write!(f, "there is no room: {text}"),
-            Fault::Io(text) | Fault::Denied(text) => write!(f, "the system refuses: {text}"),
+            Fault::Io(text) | Fault::Denied(text) | Fault::Scarce(text) => write!(f, "the system refuses: {text}"),
             Fault::Broken(text) => write!(f, "it is damaged: {text}"),
         }
     }

@@ -76,7 +76,7 @@ impl Lock {
             }
         }
         // Without the number the lock is as good. On a full disk there is no room for it.
-        let noted = file.set_len(0).and_then(|()| write!(file, "{}\n", std::process::id()));
+        let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         if let Err(error) = noted {
             tracing::debug!(path = %path.display(), %error, "cannot note who holds the lock");
         }

@@ -31,7 +31,7 @@ impl Rows {
     /// Reads as much of a damaged table as can be had: from its beginning up to the damage, and from its end down to it.
     pub(super) fn read_what_can_be(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Self {
         let mut rows = Vec::new();
-        let whole = one_way(|| Ok(table.iter()?), |key, last| key > last, &mut rows);
+        let whole = one_way(|| table.iter(), |key, last| key > last, &mut rows);
         if !whole {
             let mut from_the_end = Vec::new();
             one_way(|| Ok(table.iter()?.rev()), |key, last| key < last, &mut from_the_end);

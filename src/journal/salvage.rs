@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::{BackendError, ConcurrencyMode, ReadableDatabase, ReadableTable, StorageBackend};
 
@@ -45,19 +45,27 @@ pub(super) fn replace(place: &Place, why: &str, numbers: Option<&Meta>) -> Resul
 }
 
 fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(0)
+    u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// None where the clock stands before it: what counts from it then counts from the records alone.
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }
 
 /// Gives the file a second name, which says when; at most [`KEPT`] of them.
 fn set_aside(dir: &Path, file: &Path) -> io::Result<PathBuf> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let aside = dir.join(format!("journal.redb.damaged-{:020}", since.as_nanos()));
-    // A file system without hard links: for a moment there is no file, and a kill just then loses the mark that records may
-    // be missing.
+    let name = |number: u128| dir.join(format!("journal.redb.damaged-{number:020}"));
+    let mut number = since_1970().as_nanos();
+    while name(number).try_exists()? {
+        number += 1;
+    }
+    let aside = name(number);
     match fs::hard_link(file, &aside) {
         // Somebody took it away.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // A file system without hard links: for a moment there is no file, and a kill just then loses the mark that
+        // records may be missing.
         linked => linked.or_else(|_| fs::rename(file, &aside))?,
     }
     let mut all: Vec<PathBuf> = fs::read_dir(dir)?

@@ -59,7 +59,10 @@ pub(super) struct Store {
 impl Drop for Store {
     fn drop(&mut self) {
         let database = self.database.take();
-        if let Err(fault) = guarded(|| Ok(drop(database))) {
+        if let Err(fault) = guarded(|| match database {
+            Some(database) => Ok(database.close()?),
+            None => Ok(()),
+        }) {
             tracing::warn!(%fault, "the journal's file could not be closed in order; it is checked when it is opened");
         }
     }

@@ -26,6 +26,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often one group is tried before its callers hear of the failure: as the file is, opened anew, made anew.
 const MOST_TRIES: u32 = 3;
 
+/// After how many groups refused in a row the file is set aside, once: it may lie on a bad place of a sound disk.
+const PATIENCE: u32 = 5;
+
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and none is boxed on the way to disk")]
 enum Job {
     Write(SandboxKey, Change, Option<Then>),
     AcceptLosses(Then),
@@ -118,6 +122,8 @@ pub(super) struct Writer {
     /// What could not be written yet.
     owed: Batch,
     retry_at: Option<Instant>,
+    /// Groups refused in a row.
+    refusals: u32,
     ballast: Ballast,
     /// After the store: the directory is ours until that is closed.
     _lock: Lock,
@@ -131,7 +137,7 @@ impl Writer {
         if matches!(opened, Err(Fault::Full(_))) && ballast.release() {
             opened = open(&place);
         }
-        let (store, recovered) = opened.map_err(|fault| fault.error(&place.file()))?;
+        let (store, recovered) = opened.map_err(|fault| fault.no_opening(&place.file()))?;
         let writer = Self {
             shared: Arc::default(),
             place,
@@ -139,6 +145,7 @@ impl Writer {
             store: Some(store),
             owed: Batch::default(),
             retry_at: None,
+            refusals: 0,
             ballast,
             _lock: lock,
         };
@@ -223,7 +230,7 @@ impl Writer {
             true => self.retry_at,
             false => None,
         };
-        let error = refused.as_ref().map(|fault| fault.error(&self.place.file()));
+        let error = refused.as_ref().map(|fault| fault.refusal(&self.place.file()));
         for job in jobs.drain(..) {
             match job {
                 Job::Write(key, _, Some(then)) => {
@@ -259,9 +266,10 @@ impl Writer {
             self.store = None;
             let again = match &last {
                 Fault::Full(_) => self.ballast.release(),
+                Fault::Io(why) if self.refusals == PATIENCE => self.replace(why).is_ok(),
                 Fault::Io(_) => true,
                 Fault::Broken(why) => attempt == 0 || self.replace(why).is_ok(),
-                Fault::Denied(_) => false,
+                Fault::Denied(_) | Fault::Scarce(_) => false,
             };
             if !again {
                 break;
@@ -315,6 +323,7 @@ impl Writer {
         let mut trouble = self.shared.trouble.lock();
         match (refused, &*trouble) {
             (Some(fault), before) => {
+                self.refusals += 1;
                 telemetry::journal_failed();
                 if before.is_none() {
                     tracing::error!(
@@ -326,6 +335,7 @@ impl Writer {
             }
             (None, Some(before)) => {
                 tracing::info!(was = before, "changes are written again");
+                self.refusals = 0;
                 *trouble = None;
             }
             (None, None) => {}

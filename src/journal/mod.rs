@@ -101,6 +101,14 @@ impl Journal {
     /// Where all that is to be written can be read, should the file have to be made anew.
     pub(crate) fn set_source(&self, _source: Arc<dyn Fn() -> Vec<Recorded> + Send + Sync>) {}
 
+    /// Why nothing can be written at the moment, if that is so.
+    pub fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// Waits until all that was given is durable, or has failed. Blocks.
+    pub fn flush(&self) {}
+
     /// Writes a change, together with whatever else is waiting. Returns at once; `then` hears when it is durable.
     pub(crate) fn write(&self, _key: SandboxKey, _change: Change, then: Option<Then>) {
         if let Some(then) = then {

@@ -36,13 +36,3 @@ impl From<Exit> for ExitStatus {
         }
     }
 }
-
-/// A spec in bytes.
-pub(crate) fn encode_spec(_spec: &crate::spec::SandboxSpec) -> Vec<u8> {
-    Vec::new()
-}
-
-/// A spec of bytes.
-pub(crate) fn decode_spec(_bytes: &[u8]) -> Result<crate::spec::SandboxSpec, crate::error::Error> {
-    Ok(crate::spec::SandboxSpec::default())
-}

@@ -9,6 +9,7 @@ use prost::Message as _;
 
 use super::generated as wire;
 use super::generated::{isolation, network, root_fs};
+use crate::error::{Error, ErrorKind};
 use crate::spec::{
     Isolation, Limits, Mount, Network, ProcessSpec, Requests, Resource, Rlimit, RootFs, SandboxSpec, Stdio,
     StopPolicy, User, Users,
@@ -27,11 +28,16 @@ pub fn encode_spec(spec: &SandboxSpec) -> Vec<u8> {
 /// The spec that these bytes were made of.
 ///
 /// # Errors
-/// [`MalformedSpec`] if no spec was.
-pub fn decode_spec(bytes: &[u8]) -> Result<SandboxSpec, MalformedSpec> {
-    let message = wire::SandboxSpec::decode(bytes)
-        .map_err(|error| MalformedSpec(format!("it cannot be decoded: {error}")))?;
-    message.try_into()
+/// `InvalidArgument` if no spec was.
+pub fn decode_spec(bytes: &[u8]) -> Result<SandboxSpec, Error> {
+    let malformed = |error: MalformedSpec| {
+        Error::new(ErrorKind::InvalidArgument, "read a spec", "it is malformed").caused_by(error)
+    };
+    let message = wire::SandboxSpec::decode(bytes);
+    message
+        .map_err(|error| MalformedSpec(error.to_string()))
+        .and_then(SandboxSpec::try_from)
+        .map_err(malformed)
 }
 
 /// Names of resources on the wire.
@@ -414,7 +420,7 @@ mod tests {
 
     #[test]
     fn an_empty_message_is_the_smallest_sandbox() {
-        assert_eq!(decode_spec(&[]), Ok(SandboxSpec::default()));
+        assert_eq!(decode_spec(&[]).unwrap(), SandboxSpec::default());
     }
 
     #[test]

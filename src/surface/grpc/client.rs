@@ -10,8 +10,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::MESSAGE_BYTES;
 use super::door::error;
+use super::{CONNECTION_WINDOW, MESSAGE_BYTES};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::spec::{ProcessSpec, SandboxSpec};
@@ -42,12 +42,12 @@ impl Client {
         let connector = tower::service_fn(move |_: Uri| dial(socket.clone()));
         let channel = Endpoint::from_static("http://sandkeeper")
             .http2_max_header_list_size(HEADER_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .connect_with_connector(connector)
             .await
             .map_err(|error| unreachable(path, &error))?;
-        let calls = KeeperClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES)
-            .max_encoding_message_size(MESSAGE_BYTES);
+        // What is too large to send is refused by the daemon, which says so better.
+        let calls = KeeperClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
         Ok(Self { calls, within: None })
     }
 

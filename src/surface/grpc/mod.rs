@@ -36,6 +36,10 @@ const PART_BYTES: usize = 3 * 1_024 * 1_024;
 /// How many calls may be open on one connection.
 pub const MAX_STREAMS: u32 = 131_072;
 
+/// How much may be under way to either end of a connection. The HTTP/2 library takes small frames that nobody has read yet for
+/// an attack once they cost it half of this, at 256 bytes each: enough that every stream may have one.
+const CONNECTION_WINDOW: u32 = 2 * 256 * MAX_STREAMS;
+
 /// Says when to try again, in milliseconds.
 const RETRY_AFTER: &str = "sandkeeper-retry-after-ms";
 

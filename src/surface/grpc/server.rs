@@ -21,7 +21,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use super::door::{Ending, status};
 use super::service::Service;
-use super::{MAX_STREAMS, MESSAGE_BYTES, SERVICE_NAME, Socket, peer};
+use super::{CONNECTION_WINDOW, MAX_STREAMS, MESSAGE_BYTES, SERVICE_NAME, Socket, peer};
 use crate::error::{Error, ErrorKind};
 use crate::keeper::Keeper;
 use crate::wire::generated::keeper_server::KeeperServer;
@@ -198,6 +198,7 @@ async fn converse(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         // Callers that give up before their call was even looked at are no attack here.
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .keep_alive_interval(KEEPALIVE)

@@ -59,6 +59,8 @@ pub(crate) struct EventLog {
     ring: Mutex<Ring>,
     appended: Notify,
     closed: AtomicBool,
+    /// Which keeper's this is, of all that the same journal has had.
+    epoch: u64,
 }
 
 /// What a reader finds.
@@ -70,8 +72,13 @@ pub(crate) enum Read {
 }
 
 impl EventLog {
-    pub(crate) fn new() -> Self {
-        Self { ring: Mutex::default(), appended: Notify::new(), closed: AtomicBool::new(false) }
+    pub(crate) fn new(epoch: u64) -> Self {
+        Self { ring: Mutex::default(), appended: Notify::new(), closed: AtomicBool::new(false), epoch }
+    }
+
+    /// Counts up with every keeper on the same journal: sequence numbers are worth nothing in another.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     pub(crate) fn append(&self, entry: Entry) {
@@ -141,7 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_lags_is_told_and_goes_on() {
-        let log = EventLog::new();
+        let log = EventLog::new(1);
         for life in 0..KEPT_EVENTS as u64 + 10 {
             log.append(event(life));
         }

@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 use ractor::ActorRef;
 
 use super::cell::Cell;
-use super::message::{Call, Reply, Settled};
+use super::message::{Call, Reply, Restored, Settled};
 use crate::error::Error;
 use crate::model::Life;
 
@@ -26,6 +26,10 @@ pub(crate) enum Upward {
     Resting(Weak<Cell>),
     /// Dismiss the actors that have had nothing to do for long enough.
     Dismiss,
+    /// Go on with what an earlier keeper left under way.
+    Restore(Vec<Arc<Cell>>),
+    /// Make a sandbox known whose record was lost, and go on with it, unless its name is taken.
+    Rebuild(Box<Restored>),
     /// Look after everything: this registry replaces one that was lost.
     Heal,
     /// Fail as a fault in the registry itself would.

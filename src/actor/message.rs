@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
+use crate::journal::SandboxRecord;
 use crate::model::{Command, Found, Life, OpId};
 use crate::runtime::{Runtime, Started};
 use crate::spec::SandboxSpec;
@@ -42,6 +43,8 @@ pub(crate) enum Lost {
     JustNow,
     /// Before the quarantine that a Shutdown ends: whoever waits, waits for that Shutdown.
     LongAgo,
+    /// With the keeper that it was an actor of: this one goes on from what was written down.
+    WithItsKeeper,
 }
 
 /// A caller's command, on its way.
@@ -84,6 +87,15 @@ pub(crate) struct Definition {
     pub(crate) runtime: Arc<dyn Runtime>,
     /// Whether it stays if a start of it fails.
     pub(crate) kept: bool,
+}
+
+/// A sandbox that an earlier keeper has left, to be gone on with.
+pub(crate) struct Restored {
+    pub(crate) key: SandboxKey,
+    pub(crate) state: SandboxRecord,
+    pub(crate) definition: Definition,
+    /// Whether the journal has its record.
+    pub(crate) written: bool,
 }
 
 /// What an operation came to.

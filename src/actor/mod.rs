@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind};
 use crate::events::EventLog;
 use crate::id::SandboxKey;
+use crate::journal::Journal;
 use crate::model::{BootMillis, Command, Life};
 
 pub(crate) mod cell;
@@ -20,9 +21,9 @@ pub(crate) mod pulse;
 pub(crate) mod shell;
 pub(crate) mod waiters;
 
-pub(crate) use cell::{Cell, Wait};
+pub(crate) use cell::{Cell, Keepsake, Wait};
 pub(crate) use link::{Link, Upward};
-pub(crate) use message::{Call, Definition, Lost, Message, Reply, Settled};
+pub(crate) use message::{Call, Definition, Lost, Message, Reply, Restored, Settled};
 
 /// How long each operation may take before it is dropped and counts as failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,7 @@ pub(crate) struct Bounds {
     pub(crate) stopped: usize,
     pub(crate) in_flight: usize,
     pub(crate) starts: usize,
+    pub(crate) recoveries: usize,
 }
 
 /// What all actors of a keeper share.
@@ -81,7 +83,11 @@ pub(crate) struct Services {
     pub(crate) deadlines: OperationDeadlines,
     /// One permit for each start that may run at a time; handed out in the order of asking.
     pub(crate) starts: Arc<Semaphore>,
+    /// One permit for each sandbox of an earlier keeper that may be found out about at a time.
+    pub(crate) recoveries: Semaphore,
     pub(crate) registry: Link,
+    /// Where it is written what is going on; nothing if the keeper works in memory.
+    pub(crate) journal: Option<Journal>,
     lives: AtomicU64,
     in_flight: AtomicUsize,
     closed: AtomicBool,
@@ -97,15 +103,23 @@ impl Drop for InFlight {
 }
 
 impl Services {
-    pub(crate) fn new(bounds: Bounds, deadlines: OperationDeadlines) -> Arc<Self> {
+    /// `epoch` and `next_life` go on from where an earlier keeper on the same journal was.
+    pub(crate) fn new(
+        bounds: Bounds,
+        deadlines: OperationDeadlines,
+        journal: Option<Journal>,
+        (epoch, next_life): (u64, u64),
+    ) -> Arc<Self> {
         Arc::new(Self {
             clock: Clock::new(),
-            events: EventLog::new(),
+            events: EventLog::new(epoch),
             starts: Arc::new(Semaphore::new(bounds.starts)),
+            recoveries: Semaphore::new(bounds.recoveries),
             bounds,
             deadlines,
             registry: Link::default(),
-            lives: AtomicU64::new(1),
+            journal,
+            lives: AtomicU64::new(next_life),
             in_flight: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         })

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -28,6 +28,8 @@ pub(super) struct Performance {
     pub(super) permit: Option<OwnedSemaphorePermit>,
     /// Whether it is a part of a start, and needs a permit.
     pub(super) starts: bool,
+    /// Hears when the journal knows of it; nothing if there is nothing to wait for.
+    pub(super) intent: Option<oneshot::Receiver<Result<(), Error>>>,
     /// The operation before, which was cancelled and must be over before this one touches the same things.
     pub(super) previous: Option<JoinHandle<()>>,
 }
@@ -54,14 +56,26 @@ impl Performance {
             // It ends by being dropped at its next await; how, does not matter.
             let _ = previous.await;
         }
+        if let Some(intent) = self.intent.take()
+            && let Err(error) = written(intent, self.operation).await
+        {
+            return (Err(error.on(&cell.key)), self.permit);
+        }
+        crate::failpoint::reach("operation.after-intent");
         if self.starts && self.permit.is_none() {
             match start_permit(cell).await {
                 Ok(permit) => self.permit = Some(permit),
                 Err(error) => return (Err(error), None),
             }
         }
+        // So that a thousand sandboxes of an earlier keeper are not all looked for at once.
+        let _recovery = match self.operation {
+            Operation::Reattach => cell.services.recoveries.acquire().await.ok(),
+            _ => None,
+        };
         let begun = Instant::now();
         let result = self.obey(cell).await.map_err(|error| error.on(&cell.key));
+        crate::failpoint::reach("operation.after-effect");
         telemetry::operation(
             self.operation,
             begun.elapsed(),
@@ -110,6 +124,21 @@ impl Performance {
             found = format!("{found}: {holdup}");
         }
         Error::new(ErrorKind::DeadlineExceeded, verb(self.operation), found)
+    }
+}
+
+/// How long an operation that starts nothing waits for its intent to be written: what is to end must not wait for a disk.
+const INTENT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Waits until the intent is written. Only what makes something depends on it.
+async fn written(intent: oneshot::Receiver<Result<(), Error>>, operation: Operation) -> Result<(), Error> {
+    if operation != Operation::Create {
+        let _ = tokio::time::timeout(INTENT_PATIENCE, intent).await;
+        return Ok(());
+    }
+    match intent.await {
+        Ok(result) => result,
+        Err(_dropped) => Err(Error::new(ErrorKind::Unavailable, verb(operation), "its journal was closed")),
     }
 }
 

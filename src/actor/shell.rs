@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::events::Entry;
 use crate::model::{
-    Answer, BootMillis, Cause, Command, Effect, Exit, Found, Life, Observation, OpId, Operation, Outcome,
-    Phase,
+    Answer, BootMillis, Cause, Command, Effect, Exit, Found, Life, Lifecycle, Observation, OpId, Operation,
+    Outcome, Phase,
 };
 use crate::runtime::Started;
 use crate::telemetry;
@@ -74,6 +74,10 @@ pub(crate) struct Shell {
     /// Answers that wait until the registry has forgotten this sandbox.
     farewell: Vec<(Reply, Result<Settled, Error>)>,
     shutdown: Option<OpId>,
+    /// Answers of this turn, which are given when what led to them is written.
+    answers: Vec<(Reply, Result<Settled, Error>)>,
+    /// Hears when this turn is written, for the operation that it begins.
+    intent: Option<oneshot::Receiver<Result<(), Error>>>,
     /// How many messages of the registry's were heard.
     heard: u64,
 }
@@ -97,6 +101,8 @@ impl Actor for Sandbox {
             wanted_until: None,
             farewell: Vec::new(),
             shutdown: None,
+            answers: Vec::new(),
+            intent: None,
             heard: 0,
         })
     }
@@ -169,6 +175,10 @@ impl Shell {
             metrics::counter!(telemetry::EXPIRED_CALLS).increment(1);
             let found = "its deadline passed before its turn came; nothing was done";
             reply.fail(Error::new(ErrorKind::DeadlineExceeded, command.verb(), found).on(&key));
+            if self.cell.lifecycle() == Lifecycle::passing() {
+                // It exists for the sake of this start alone.
+                self.command(Command::Shutdown { grace_millis: 0 }, None);
+            }
             return;
         }
         if let Command::Pause | Command::Resume = command {
@@ -192,25 +202,21 @@ impl Shell {
     fn command(&mut self, command: Command, reply: Option<Reply>) {
         match self.cell.lifecycle().command(command, self.now()) {
             Ok((next, effects, answer)) => {
-                self.cell.set_lifecycle(next);
                 // Parked first: what the effects settle, this caller must hear too.
-                let done = match answer {
-                    Answer::Await(op) if matches!(command, Command::Shutdown { .. }) => {
-                        self.shutdown = Some(op);
-                        reply.and_then(|reply| self.park(op, reply)).map(|reply| (reply, false))
+                match (answer, reply) {
+                    (_, None) => {}
+                    (Answer::Done, Some(reply)) => self.answers.push((reply, Ok(Settled::default()))),
+                    (Answer::Await(op), Some(reply)) => {
+                        if let Some(reply) = self.park(op, reply) {
+                            reply.fail(super::message::too_many_waiters().on(&self.cell.key));
+                        }
                     }
-                    Answer::Await(op) => {
-                        reply.and_then(|reply| self.park(op, reply)).map(|reply| (reply, false))
-                    }
-                    Answer::Done => reply.map(|reply| (reply, true)),
-                };
-                self.act(effects);
-                self.wanted_until = None;
-                match done {
-                    Some((reply, true)) => reply.send(Ok(self.settled())),
-                    Some((reply, false)) => reply.fail(super::message::too_many_waiters().on(&self.cell.key)),
-                    None => {}
                 }
+                if let (Answer::Await(op), Command::Shutdown { .. }) = (answer, command) {
+                    self.shutdown = Some(op);
+                }
+                self.turn(next, effects, command == Command::Define);
+                self.wanted_until = None;
             }
             Err(refusal) => {
                 self.wanted_until = None;
@@ -238,8 +244,35 @@ impl Shell {
 
     fn observe(&mut self, observation: Observation) {
         let (next, effects) = self.cell.lifecycle().observe(observation, self.now());
+        self.turn(next, effects, false);
+    }
+
+    /// Takes a turn: the lifecycle goes on, its effects are acted on, and what is going on now is written down. Callers are
+    /// answered when it is; the operation that it begins waits for it as well.
+    fn turn(&mut self, next: Lifecycle, effects: Vec<Effect>, defines: bool) {
         self.cell.set_lifecycle(next);
+        let (written, intent) = oneshot::channel();
+        self.intent = Some(intent).filter(|_| self.cell.has_changed());
         self.act(effects);
+        self.intent = None;
+        let change = if defines { self.cell.definition_change() } else { self.cell.change() };
+        let mut answers = std::mem::take(&mut self.answers);
+        if !answers.is_empty() {
+            let settled = self.settled();
+            for (_, result) in answers.iter_mut().filter(|(_, result)| result.is_ok()) {
+                *result = Ok(settled.clone());
+            }
+        }
+        let then = move |result: Result<(), Error>| {
+            for (reply, answer) in answers {
+                // A definition is nothing but what is written. All else holds, whether or not it could be.
+                let refused = result.as_ref().err().filter(|_| defines).cloned();
+                reply.send(refused.map_or(answer, Err));
+            }
+            // Nobody there if no operation has begun.
+            let _ = written.send(result);
+        };
+        self.cell.write(change, then);
     }
 
     fn ended(&mut self, Ended { op, result, permit }: Ended) {
@@ -283,6 +316,9 @@ impl Shell {
     }
 
     fn replace(&mut self, lost: Lost) {
+        if lost == Lost::WithItsKeeper {
+            return self.observe(Observation::Due);
+        }
         if lost == Lost::JustNow {
             let error = self.owner_lost_error();
             self.cell.waiters(|waiters| waiters.fail(&error));
@@ -366,6 +402,7 @@ impl Shell {
             wanted_until: self.wanted_until.take().filter(|_| operation != Operation::Delete),
             permit: self.start_permit.take().filter(|_| starts),
             starts,
+            intent: self.intent.take(),
             previous: self.cell.take_task().map(|(_, task)| task),
         };
         let task = performance.spawn(&self.cell);
@@ -383,7 +420,7 @@ impl Shell {
 
     fn settle(&mut self, op: OpId, outcome: Outcome) {
         let result = match outcome {
-            Outcome::Done => Ok(self.settled()),
+            Outcome::Done => Ok(Settled::default()),
             Outcome::Failed(cause) => Err(self.explain(cause)),
         };
         let replies = self.cell.waiters(|waiters| waiters.take(op));
@@ -399,9 +436,7 @@ impl Shell {
         if shutdown {
             self.cell.waiters(|waiters| waiters.settle_shutdown(&result));
         }
-        for reply in replies {
-            reply.send(result.clone());
-        }
+        self.answers.extend(replies.into_iter().map(|reply| (reply, result.clone())));
     }
 
     fn explain(&self, cause: Cause) -> Error {

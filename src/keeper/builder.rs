@@ -6,11 +6,13 @@ use std::sync::Arc;
 use crate::actor::{Bounds, OperationDeadlines, Services};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
+use crate::journal::{Journal, Recovered};
 use crate::registry;
 use crate::registry::index::Index;
 use crate::runtime::Runtime;
 use crate::spec::SandboxSpec;
 
+use super::recovery::Recovery;
 use super::{Inner, Keeper};
 
 /// Says what an ID that was never defined is to be; nothing for IDs that are not to exist.
@@ -24,6 +26,7 @@ pub struct KeeperBuilder {
     expected_sandboxes: usize,
     bounds: Bounds,
     deadlines: OperationDeadlines,
+    journal: Option<Journal>,
 }
 
 impl Default for KeeperBuilder {
@@ -41,8 +44,10 @@ impl Default for KeeperBuilder {
                 stopped: 4_096,
                 in_flight: 65_536,
                 starts: 4 * cores,
+                recoveries: 64,
             },
             deadlines: OperationDeadlines::default(),
+            journal: None,
         }
     }
 }
@@ -122,9 +127,25 @@ impl KeeperBuilder {
         self
     }
 
-    /// Opens the keeper. It works in memory: nothing of it outlives the process.
+    /// How many sandboxes of an earlier keeper are found out about at a time; 64 by default.
+    pub fn concurrent_recoveries(mut self, bound: usize) -> Self {
+        self.bounds.recoveries = bound;
+        self
+    }
+
+    /// Writes down what is going on, so that the next keeper on the same journal goes on with it, however this one ends.
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// Opens the keeper. Without a [journal](Self::journal) it works in memory: nothing of it outlives the process.
+    ///
+    /// With one, every sandbox that was written down is known when this returns; those of which something was under way are
+    /// marked `recovering` until it is found out what exists of them, which goes on by itself.
     ///
     /// # Errors
+    /// - `FailedPrecondition`: the journal has another keeper already.
     /// - `InvalidArgument`: it has no runtime, its default runtime is not among them, or a bound is 0.
     /// - `FailedPrecondition`: this is not called within a tokio runtime.
     pub fn build(self) -> Result<Keeper, Error> {
@@ -135,7 +156,8 @@ impl KeeperBuilder {
         if !self.runtimes.contains_key(&default_runtime) {
             return Err(refuse(format!("its default runtime {default_runtime:?} is not among its runtimes")));
         }
-        if self.bounds.starts == 0 || self.bounds.mailbox == 0 || self.bounds.waiters == 0 {
+        let Bounds { starts, mailbox, waiters, recoveries, .. } = self.bounds;
+        if starts == 0 || mailbox == 0 || waiters == 0 || recoveries == 0 {
             return Err(refuse("a bound of 0 would let nothing happen".to_owned()));
         }
         if tokio::runtime::Handle::try_current().is_err() {
@@ -143,15 +165,41 @@ impl KeeperBuilder {
             return Err(Error::new(ErrorKind::FailedPrecondition, "open a keeper", found)
                 .remedy("call build within one"));
         }
-        let services = Services::new(self.bounds, self.deadlines);
-        let index = Arc::new(Index::new(self.expected_sandboxes));
+        let recovered = match &self.journal {
+            None => Recovered { epoch: 1, next_life: 1, ..Recovered::default() },
+            Some(journal) => journal.take_recovered().ok_or_else(|| {
+                let found = "its journal has another keeper already";
+                Error::new(ErrorKind::FailedPrecondition, "open a keeper", found)
+                    .remedy("open the journal anew when that one has ended")
+            })?,
+        };
+        let begin_at = (recovered.epoch, recovered.next_life);
+        let services = Services::new(self.bounds, self.deadlines, self.journal, begin_at);
+        let index = Arc::new(Index::new(self.expected_sandboxes.max(recovered.sandboxes.len())));
+        if let Some(journal) = &services.journal {
+            let all = Arc::downgrade(&index);
+            journal.set_source(Arc::new(move || {
+                let index = all.upgrade();
+                index.iter().flat_map(|index| index.cells()).filter_map(|cell| cell.recorded()).collect()
+            }));
+        } else {
+            tracing::info!("no journal: nothing of this keeper outlives its process");
+        }
         registry::open(&services, &index)?;
+        let recovery = Recovery {
+            services: Arc::clone(&services),
+            index: Arc::clone(&index),
+            runtimes: self.runtimes.clone(),
+            default_runtime: default_runtime.clone(),
+        };
+        let unowned = if services.journal.is_some() { recovery.begin(recovered) } else { Arc::default() };
         let inner = Inner {
             services,
             index,
             runtimes: self.runtimes,
             default_runtime,
             spec_source: self.spec_source,
+            unowned,
         };
         Ok(Keeper { inner: Arc::new(inner), within: None })
     }

@@ -25,6 +25,8 @@ use crate::wire::SandboxStatus;
 mod builder;
 mod handle;
 mod list;
+mod process;
+mod recovery;
 mod status;
 mod watch;
 
@@ -65,6 +67,7 @@ struct Inner {
     runtimes: BTreeMap<String, Arc<dyn Runtime>>,
     default_runtime: String,
     spec_source: Option<Box<SpecSource>>,
+    unowned: Arc<recovery::Unowned>,
 }
 
 impl Drop for Inner {
@@ -179,7 +182,16 @@ impl Keeper {
         verb: &'static str,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let limit = self.limit(default_deadline::PROBE);
+        self.in_limit(key, verb, self.limit(default_deadline::PROBE), call).await
+    }
+
+    async fn in_limit<T>(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let answer = tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
             let found = format!("it did not answer within {limit:?}");
             Err(Error::new(ErrorKind::DeadlineExceeded, verb, found))

@@ -30,6 +30,8 @@ pub enum WatchItem {
     /// Everything there is, by what is published: at the beginning, and whenever events were missed. What follows has
     /// sequence numbers from `next_sequence` on; the snapshot may already contain the effect of some of it.
     Snapshot {
+        /// Which keeper's numbers these are ([`Keeper::epoch`]).
+        epoch: u64,
         /// The first event that follows.
         next_sequence: u64,
         /// Ordered by key.
@@ -42,12 +44,26 @@ pub enum WatchItem {
 impl Keeper {
     /// Watches every change of phase, once each and in order, beginning with a snapshot.
     pub fn watch(&self) -> Watch {
+        self.watch_after(self.inner.services.events.next(), true)
+    }
+
+    /// Goes on watching from the event numbered `next_sequence` of an epoch. Where those numbers are another keeper's, or the
+    /// event is not kept any more, it begins with a snapshot, which says so.
+    pub fn watch_from(&self, epoch: u64, next_sequence: u64) -> Watch {
+        let events = &self.inner.services.events;
+        if epoch == events.epoch() && next_sequence <= events.next() {
+            return self.watch_after(next_sequence, false);
+        }
+        self.watch()
+    }
+
+    fn watch_after(&self, next: u64, take_stock: bool) -> Watch {
         Watch {
             services: Arc::clone(&self.inner.services),
             index: Arc::downgrade(&self.inner.index),
-            next: self.inner.services.events.next(),
+            next,
             read: VecDeque::new(),
-            take_stock: true,
+            take_stock,
         }
     }
 }
@@ -61,7 +77,8 @@ impl Watch {
                 let index = self.index.upgrade();
                 let sandboxes = index.map(|index| super::list::select(&index, &Filter::default()));
                 let sandboxes = sandboxes.unwrap_or_default();
-                return Some(WatchItem::Snapshot { next_sequence: self.next, sandboxes });
+                let epoch = self.services.events.epoch();
+                return Some(WatchItem::Snapshot { epoch, next_sequence: self.next, sandboxes });
             }
             if let Some(event) = self.read.pop_front() {
                 return Some(WatchItem::Event(event));

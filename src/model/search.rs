@@ -91,6 +91,13 @@ pub(super) fn explore(mut visit: impl FnMut(&Edge)) -> Vec<Lifecycle> {
                 queue.push_back(to);
             }
         }
+        // Its supervisor may be killed at any time, and the next one goes on from what was written down.
+        if let Some(record) = from.record() {
+            let restored = Lifecycle::restored(&record).at_moment_of(NOW).canonical();
+            if seen.insert(restored.clone(), ()).is_none() {
+                queue.push_back(restored);
+            }
+        }
         all.push(from);
         assert!(all.len() < 100_000, "the world does not end");
     }
@@ -249,6 +256,98 @@ fn a_shutdown_outlasts_failing_deletes() {
         let told = settle_down(shutting, true, |at| at.waited_for().is_empty());
         let end = settle_down(told, false, |at| at.phase() == Phase::Gone);
         assert_eq!(end.phase(), Phase::Gone, "from {lifecycle:?}");
+    }
+}
+
+/// Goal: whenever its supervisor is killed, the next one goes on with what was under way, and brings it to its end. Method:
+/// restore from every state, let the backend find the instance running or gone, and let nobody ask for anything.
+#[test]
+fn what_was_under_way_when_its_supervisor_died_comes_to_its_end() {
+    for lifecycle in explore(|_| {}) {
+        let Some(record) = lifecycle.record() else { continue };
+        let restored = Lifecycle::restored(&record);
+        assert_eq!(restored.record(), Some(record), "what is restored is what was written");
+        assert_eq!(restored.phase(), record.phase);
+        for found in [
+            Found::Running { frozen: false },
+            Found::Running { frozen: true },
+            Found::Absent,
+            Found::Ended(EXIT),
+        ] {
+            let (end, effects) = go_on(restored.clone(), found);
+            let context = || format!("{found:?}\nfrom {record:?}\nto {end:?}\n{effects:?}");
+            assert!(
+                end.waited_for().is_empty() && end.op().is_none() && end.deadline().is_none(),
+                "{}",
+                context()
+            );
+            match end.phase() {
+                Phase::Gone => assert!(record.shutdown || !record.kept, "{}", context()),
+                Phase::Defined => assert!(
+                    record.kept && !record.shutdown && (!record.ran || record.phase != Phase::Running),
+                    "{}",
+                    context()
+                ),
+                Phase::Stopped => assert!(!record.shutdown, "{}", context()),
+                Phase::Running | Phase::Paused | Phase::Created => {
+                    assert!(
+                        !record.shutdown && record.until.is_none() && end.life() == record.life,
+                        "{}",
+                        context()
+                    );
+                }
+                other => panic!("it does not rest in {other}: {}", context()),
+            }
+            let begun = effects
+                .iter()
+                .any(|e| matches!(e, Effect::Begin { operation: Operation::Start | Operation::Create, .. }));
+            assert!(!begun, "nothing is started that nobody asked for: {}", context());
+        }
+    }
+}
+
+/// What a restored lifecycle comes to by itself, where this is found and everything works.
+fn go_on(mut at: Lifecycle, found: Found) -> (Lifecycle, Vec<Effect>) {
+    let mut effects = Vec::new();
+    for _ in 0..20 {
+        let observation = match at.op() {
+            Some(op) if at.is_recovering() => Observation::Found { op, found },
+            Some(op) => Observation::Ended { op, failed: false },
+            None if at.deadline().is_some() => Observation::Due,
+            None => break,
+        };
+        let now = at.deadline().map_or(NOW, |at| at.max(NOW));
+        let (next, more) = at.observe(observation, now);
+        at = next;
+        effects.extend(more);
+    }
+    (at, effects)
+}
+
+/// Goal: a stop that was under way gets the rest of its grace, and no more. Method: what is found running is asked again,
+/// until the moment that was written down; past it, it is killed.
+#[test]
+fn a_stop_under_way_keeps_its_deadline_across_a_restart() {
+    let until = BootMillis(NOW.0 + 500);
+    let record = Record {
+        phase: Phase::Stopping,
+        life: Life(3),
+        ran: true,
+        kept: true,
+        shutdown: false,
+        exit: None,
+        until: Some(until),
+    };
+    for (now, asked) in [(NOW, true), (LATER, false)] {
+        let (searching, _) = Lifecycle::restored(&record).observe(Observation::Due, now);
+        let op = searching.op().expect("it is searched for");
+        let (at, effects) =
+            searching.observe(Observation::Found { op, found: Found::Running { frozen: false } }, now);
+        let begun = |wanted| {
+            effects.iter().any(|e| matches!(e, Effect::Begin { operation, .. } if *operation == wanted))
+        };
+        assert_eq!((begun(Operation::Ask), begun(Operation::Kill)), (asked, !asked), "{effects:?}");
+        assert_eq!(at.deadline(), asked.then_some(until));
     }
 }
 

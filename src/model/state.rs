@@ -50,9 +50,13 @@ pub(super) enum State {
         then: Then,
         undone: Option<OpId>,
     },
+    /// What exists is being found out. If a stop is under way, it may end by itself `until` then; `exit` is how its leader
+    /// ended, where only the rest of it was still to be ended.
     Recovering {
         step: Removing,
         was: Phase,
+        until: Option<BootMillis>,
+        exit: Option<Exit>,
     },
     Gone,
 }
@@ -263,7 +267,10 @@ impl Turn {
     }
 
     pub(super) fn begin_asking(&mut self, grace_millis: u64) {
-        let until = BootMillis(self.now.0.saturating_add(grace_millis));
+        self.begin_asking_until(BootMillis(self.now.0.saturating_add(grace_millis)));
+    }
+
+    pub(super) fn begin_asking_until(&mut self, until: BootMillis) {
         self.begin(Operation::Ask, self.current.life, |op| State::Stopping {
             step: Ending::Asking { op, until },
             exit: None,
@@ -285,10 +292,12 @@ impl Turn {
         });
     }
 
-    pub(super) fn begin_searching(&mut self, was: Phase) {
+    pub(super) fn begin_searching(&mut self, was: Phase, until: Option<BootMillis>) {
         self.begin(Operation::Reattach, self.current.life, |op| State::Recovering {
             step: Removing::Under { op },
             was,
+            until,
+            exit: None,
         });
     }
 

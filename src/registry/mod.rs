@@ -7,7 +7,9 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 
-use crate::actor::{Call, Cell, Definition, Lost, Message, Reply, Services, Settled, Upward, shell};
+use crate::actor::{
+    Call, Cell, Definition, Lost, Message, Reply, Restored, Services, Settled, Upward, shell,
+};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::model::{Command, Life, Phase};
@@ -118,6 +120,10 @@ impl Actor for Registry {
             }
             // Replaced already, by a registry that looked after everything.
             Upward::Lost(..) => {}
+            Upward::Restore(cells) => {
+                cells.iter().for_each(|cell| routing.activate(cell, Some(Lost::WithItsKeeper)));
+            }
+            Upward::Rebuild(restored) => routing.rebuild(*restored),
             Upward::Heal => routing.heal(),
             #[cfg(feature = "testing")]
             Upward::Panic => panic!("asked to fail, for a test"),
@@ -178,6 +184,19 @@ impl Routing {
         Ok(cell)
     }
 
+    /// Makes a sandbox known whose record was lost. Where somebody has taken its name meanwhile, it is in that one's way, and
+    /// ends by it.
+    fn rebuild(&self, restored: Restored) {
+        let key = restored.key;
+        if self.index.cell(&key).is_some() {
+            return;
+        }
+        match restore(&self.services, &self.index, restored) {
+            Ok(cell) => self.activate(&cell, Some(Lost::WithItsKeeper)),
+            Err(error) => tracing::error!(sandbox = %key, %error, "a record cannot be made anew"),
+        }
+    }
+
     fn forward(&self, cell: &Arc<Cell>, call: Box<Call>) {
         if let Command::Define = call.command
             && !cell.has_actor()
@@ -185,7 +204,15 @@ impl Routing {
             && cell.lifecycle().keeps_its_definition()
         {
             // Nothing to decide, and no reason to wake anybody.
-            return call.reply.send(Ok(Settled::default()));
+            let (defined, services) = (Arc::clone(cell), Arc::clone(&self.services));
+            let then = move |result: Result<(), Error>| match result {
+                Ok(()) => call.reply.send(Ok(Settled::default())),
+                Err(error) => {
+                    call.reply.fail(error.on(&defined.key));
+                    forget_unwritten(&services, &defined);
+                }
+            };
+            return cell.write(cell.definition_change(), then);
         }
         let shuts_down = matches!(call.command, Command::Shutdown { .. });
         if cell.is_quarantined() && !shuts_down {
@@ -256,10 +283,16 @@ impl Routing {
     fn forget(&mut self, cell: &Arc<Cell>, farewell: Vec<(Reply, Result<Settled, Error>)>) {
         self.index.remove(cell);
         cell.retire();
-        for (reply, result) in farewell {
-            reply.send(result);
-        }
-        cell.waiters(|waiters| waiters.close());
+        let gone = Arc::clone(cell);
+        // Told once it is written: who hears that it is gone must not find it again after a crash. If it cannot be written, it
+        // is gone all the same.
+        let then = move |_written: Result<(), Error>| {
+            for (reply, result) in farewell {
+                reply.send(result);
+            }
+            gone.waiters(|waiters| waiters.close());
+        };
+        cell.write(cell.removal(), then);
     }
 
     /// Keeps the record of a stopped sandbox, and lets go of the oldest where there are too many.
@@ -325,6 +358,30 @@ impl Routing {
                 _ => {}
             }
         }
+    }
+}
+
+/// Makes a sandbox of an earlier keeper known. For the registry, and for who opens it.
+pub(crate) fn restore(
+    services: &Arc<Services>,
+    index: &Index,
+    restored: Restored,
+) -> Result<Arc<Cell>, Error> {
+    let lease = index.lease().ok_or_else(|| {
+        Error::new(ErrorKind::ResourceExhausted, "recover", "there is no room for it").on(&restored.key)
+    })?;
+    let cell = Cell::restored(restored, lease, Arc::clone(services));
+    index.insert(&cell);
+    Ok(cell)
+}
+
+/// A definition that could not be written is none: it goes again, unless something was begun with it meanwhile.
+fn forget_unwritten(services: &Arc<Services>, cell: &Cell) {
+    if cell.pulse().phase() == Phase::Defined {
+        let (reply, _nobody) = Reply::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let call = Call::new(cell.key, Command::Shutdown { grace_millis: 0 }, deadline, reply);
+        services.registry.send(Upward::Call(Box::new(call)));
     }
 }
 

@@ -12,7 +12,14 @@ pub mod generated {
     include!("generated/sandkeeper.v1.rs");
 }
 
+mod keeper;
+mod spec;
+
 pub use generated::{ExitStatus, SandboxStatus};
+pub use keeper::phase_named;
+pub use spec::{
+    MalformedSpec, decode_spec, duration, encode_spec, positive_duration, resource_name, resource_named,
+};
 
 /// A moment in nanoseconds since the Unix epoch; nothing for 0, which stands for "unknown".
 pub(crate) fn timestamp(unix_nanos: i64) -> Option<Timestamp> {

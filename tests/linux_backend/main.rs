@@ -5,7 +5,9 @@
 
 #![allow(clippy::print_stderr)] // The figures of a test are for whoever runs it alone.
 
+mod exec;
 mod exits;
 mod freeze;
 mod leftovers;
+mod logs;
 mod support;

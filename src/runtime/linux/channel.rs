@@ -177,7 +177,7 @@ pub(super) struct Process {
     reaps: Mutex<Vec<u32>>,
     reaps_left: Notify,
     /// Where what nobody waits for any more is ended.
-    runtime: Handle,
+    pub(super) runtime: Handle,
 }
 
 impl Process {

@@ -1,5 +1,7 @@
 //! What can be set about the embedded Linux backend.
 
+use std::path::PathBuf;
+
 /// The default start of the range of IDs: past the users and groups of a usual machine.
 const ID_START: u32 = 1 << 20;
 
@@ -35,6 +37,11 @@ pub struct LinuxConfig {
     pub move_host_to_leaf: bool,
     /// Where exit statuses are read.
     pub exit_evidence: ExitEvidence,
+    /// Where [logs](crate::spec::Stdio::log_bytes) are kept, in a directory for each sandbox. No other backend may use the
+    /// same one. Without it, specs that ask for a log are refused.
+    ///
+    /// On tmpfs, what is written there counts to the memory of the sandbox it is from.
+    pub log_dir: Option<PathBuf>,
 }
 
 impl Default for LinuxConfig {
@@ -47,6 +54,7 @@ impl Default for LinuxConfig {
             ready_networks: 64,
             move_host_to_leaf: false,
             exit_evidence: ExitEvidence::Best,
+            log_dir: None,
         }
     }
 }

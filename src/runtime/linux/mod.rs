@@ -26,7 +26,9 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
-use crate::runtime::{Capabilities, Instance, Reality, Report, Runtime, Started, Urgency};
+use crate::runtime::{
+    Capabilities, Exec, ExecRequest, Instance, LogPage, Reality, Report, Runtime, Started, Urgency,
+};
 use crate::spec::SandboxSpec;
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -40,12 +42,18 @@ mod controllers;
 mod end;
 #[cfg(test)]
 mod escape_tests;
+mod exec;
 mod exit;
 mod failure;
 mod freeze;
 mod group;
 mod host_files;
 mod ids;
+mod log;
+// The init's half of it is in the same file.
+#[allow(dead_code)]
+mod log_format;
+mod log_reader;
 mod machine;
 mod netns;
 mod plan;
@@ -70,6 +78,7 @@ pub use config::{ExitEvidence, LinuxConfig};
 use exit::{ExitWatch, Judge};
 use freeze::Freezer;
 use ids::Ids;
+use log::Logs;
 use machine::Machine;
 use netns::Networks;
 use sandbox::{Lives, Stage};
@@ -101,6 +110,8 @@ struct Inner {
     workers: Workers,
     /// For opening what a spec names: a mute file system may hold these up, and nothing else.
     openers: Workers,
+    /// Where logs are, if there is such a place.
+    logs: Option<Arc<Logs>>,
     /// Gone once it is closed.
     zygotes: Mutex<Option<Arc<Zygotes>>>,
     exits: Arc<ExitWatch>,
@@ -138,6 +149,7 @@ impl LinuxRuntime {
     pub fn new(config: LinuxConfig) -> Result<Arc<Self>, Error> {
         let ids = Ids::new(&config)?;
         let machine = Machine::detect()?;
+        let logs = config.log_dir.as_deref().map(Logs::open).transpose()?.map(Arc::new);
         let failed = |error| kernel_error("set up the linux backend", "its threads and descriptors", error);
         let cores = std::thread::available_parallelism().map_err(failed)?.get();
         let mut root = Root(Some(Arc::new(Tree::make(&machine, &config)?)));
@@ -166,6 +178,7 @@ impl LinuxRuntime {
             networks,
             workers,
             openers,
+            logs,
             zygotes: Mutex::new(Some(zygotes)),
             exits,
             exit_thread: Mutex::new(Some(thread)),
@@ -360,6 +373,7 @@ impl Runtime for LinuxRuntime {
     }
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), Error> {
+        self.inner.check_log(spec)?;
         self.inner.tree.controllers.check(&spec.limits)
     }
 
@@ -390,8 +404,11 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn delete(&self, instance: &Arc<Instance>) -> Result<(), Error> {
-        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(()) };
-        self.inner.delete(&sandbox).await.map_err(|error| error.on(&instance.key))
+        if let Some(sandbox) = self.inner.lives.get(instance.life) {
+            self.inner.delete(&sandbox).await.map_err(|error| error.on(&instance.key))?;
+        }
+        // After its init, which writes it, is gone; and where a life is not known, a log may be left of it all the same.
+        self.inner.remove_log(instance).await.map_err(|error| error.on(&instance.key))
     }
 
     async fn probe(&self, instance: &Arc<Instance>) -> Result<Report, Error> {
@@ -404,6 +421,14 @@ impl Runtime for LinuxRuntime {
     async fn holdup(&self, instance: &Arc<Instance>) -> Option<String> {
         let processes = self.processes(instance);
         (!processes.is_empty()).then(|| format!("these processes of it are left: {}", processes.join(", ")))
+    }
+
+    async fn exec(&self, instance: &Arc<Instance>, request: &ExecRequest) -> Result<Exec, Error> {
+        exec::exec(&self.inner, instance, request).await.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn logs(&self, instance: &Arc<Instance>, from: u64, most_bytes: usize) -> Result<LogPage, Error> {
+        self.inner.read_log(instance, from, most_bytes).await.map_err(|error| error.on(&instance.key))
     }
 
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {

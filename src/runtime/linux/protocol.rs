@@ -6,7 +6,8 @@
 //! ```text
 //! host → zygote   SetUp   nothing                fds: /proc, root cgroup, leaf cgroup, a cgroup to end in
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
-//!                 Spawn   Fixed + its lists      fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr]
+//!                 Spawn   Fixed + its lists      fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr], [2 log slots]
+//!                 Exec    Fixed + its lists      fds: cgroup, report pipe, leader's pidfd, leash pipe, [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
 //! zygote → host   Answer  Answer                 fds: the child's pidfd, if there is a child
 //! child  → host   Report, over the request's own pipe: how its set-up went
@@ -39,6 +40,7 @@ pub(crate) enum Kind {
     Spawn = 3,
     Reap = 4,
     Answer = 5,
+    Exec = 11,
 }
 
 impl Kind {
@@ -49,6 +51,7 @@ impl Kind {
             3 => Self::Spawn,
             4 => Self::Reap,
             5 => Self::Answer,
+            11 => Self::Exec,
             _ => return None,
         })
     }
@@ -123,6 +126,10 @@ steps! {
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
     NewSession, Rlimit, Groups, Group, User, Capabilities, Directory, Execute,
+    // A log, and an exec.
+    LogPipes, EnterSandbox, TieToParent,
+    /// The program of an Exec has been executed. In the place of an errno comes its process ID.
+    Executed,
 }
 
 /// Bits of [`Fixed::flags`].
@@ -153,6 +160,8 @@ pub(crate) mod flag {
     pub(crate) const STDERR: u32 = 1 << 12;
     /// A temporary file system at /tmp.
     pub(crate) const TMP: u32 = 1 << 13;
+    /// Two files for a log of what the process writes come along; see `log_format.rs`.
+    pub(crate) const LOG: u32 = 1 << 16;
 }
 
 /// The part of a plan that has always the same size. Its lists follow in the order of their counts here: host

@@ -7,7 +7,7 @@ use crate::protocol::{
     Answer, Decoded, Header, Kind, MAX_FDS, MAX_MESSAGE, Reader, Report, Step, VERSION, bytes_of, flag,
 };
 use crate::sys::{self, Errno, Fd, ns};
-use crate::{At, Failure, builder, leader, orphan, report_of, template};
+use crate::{At, Failure, builder, exec, leader, orphan, report_of, template};
 
 // Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request
 // lies above them, and a child can put it at its place by number without treading on another.
@@ -140,6 +140,7 @@ fn serve(message: &[u8], fds: Received) {
         Some(Kind::Reap) => return reap(reader),
         Some(Kind::Build) => build(body, fds),
         Some(Kind::Spawn) => spawn(body, fds),
+        Some(Kind::Exec) => exec::exec(body, fds),
         _ => Err((Step::Understand, sys::EINVAL)),
     };
     match made {

@@ -70,6 +70,8 @@ pub mod model;
 mod registry;
 pub mod runtime;
 pub mod spec;
+#[cfg(feature = "grpc")]
+pub mod surface;
 pub mod telemetry;
 pub mod wire;
 

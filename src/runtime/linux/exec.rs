@@ -70,11 +70,11 @@ pub(super) async fn exec(
 
 async fn begin(
     inner: &Arc<Inner>,
-    instance: &Instance,
+    instance: &Arc<Instance>,
     request: &ExecRequest,
     mut unwanted: oneshot::Receiver<Infallible>,
 ) -> Result<Exec, Error> {
-    let sandbox = inner.lives.get(instance.life).ok_or_else(not_running)?;
+    let sandbox = inner.find(instance).await?.ok_or_else(not_running)?;
     let leader = sandbox.running().filter(|leader| !leader.has_ended()).ok_or_else(not_running)?;
     sandbox.check_not_ending(TRIED)?;
     let group = open_group(inner, &sandbox).await?;
@@ -227,11 +227,12 @@ async fn ask(
 ) -> Result<(super::channel::Newborn, u32), Error> {
     let instance = &sandbox.instance;
     let users = start::id_map(sandbox).is_some();
-    let body = plan::exec_body(&instance.spec, &request.process, users, theirs.flags)?;
+    let flags = theirs.flags | if request.detached { flag::DETACHED } else { 0 };
+    let body = plan::exec_body(&instance.spec, &request.process, users, flags)?;
     let mut fds: Vec<BorrowedFd<'_>> =
         vec![group.as_fd(), theirs.report.as_fd(), leader.pidfd.as_fd(), theirs.leash.as_fd()];
     fds.extend(theirs.stdio.iter().map(AsFd::as_fd));
-    let answer = zygote.request(Kind::Exec, &body, &fds).await;
+    let answer = zygote.request(Kind::Exec, [&body, &[]], &fds).await;
     drop(fds);
     drop(theirs);
     let program = request.process.args.first().map(String::as_str);

@@ -14,22 +14,25 @@
 
 use crate::leader::{self, CAP_KILL, NULL_COPY, REPORT, report};
 use crate::main_process::{self, MainProcess};
-use crate::protocol::{Decoded, Report, Step, flag};
+use crate::protocol::{Child, Decoded, Report, Step, flag};
 use crate::sys::{self, Fd, ns, pr};
 use crate::waiting::{self, Poll};
 use crate::zygote::{NULL, Received};
-use crate::{At, Failure, report_of};
+use crate::{At, Failure, children, report_of};
 
 /// The sandbox's PID 1, whose namespaces are joined.
 const LEADER: Fd = 4;
 const LEASH: Fd = 5;
 
-pub(crate) fn exec(body: &[u8], mut fds: Received) -> Result<(u32, Fd), Failure> {
+pub(crate) fn exec(body: &[u8], mut fds: Received) -> Result<((u32, Fd), Child), Failure> {
     let plan = Decoded::new(body).filter(|plan| plan.has(flag::PROCESS));
     let plan = plan.ok_or((Step::Understand, sys::EINVAL))?;
     let group = fds.next()?;
     match sys::clone3(0, Some(group)).at(Step::Clone)? {
-        Some(child) => Ok(child),
+        Some(child) => {
+            let life = if plan.has(flag::DETACHED) { children::DETACHED } else { children::LEASHED };
+            Ok((child, Child { life, ..Child::default() }))
+        }
         None => run(&plan, &mut fds),
     }
 }

@@ -16,7 +16,9 @@
 #![allow(missing_docs)]
 
 mod builder;
+mod children;
 mod exec;
+mod hosts;
 mod leader;
 mod log;
 #[allow(dead_code)]

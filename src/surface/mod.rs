@@ -1,0 +1,4 @@
+//! How the outside reaches a keeper.
+
+#[cfg(feature = "grpc")]
+pub mod grpc;

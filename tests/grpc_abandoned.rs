@@ -1,0 +1,139 @@
+//! Callers that go away leave nothing behind. Alone in its process, since it counts descriptors.
+
+#[path = "grpc/house.rs"]
+mod house;
+
+use std::sync::{Arc, Mutex};
+
+use futures_util::FutureExt as _;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use sandkeeper::runtime::memory::MemoryRuntime;
+use sandkeeper::spec::SandboxSpec;
+use sandkeeper::surface::grpc::Client;
+use sandkeeper::{Controller, ErrorKind, Keeper};
+use tokio::task::JoinHandle;
+
+use house::{House, key, on_one_core_and_on_two, until};
+
+const WAITS: usize = 10_000;
+const WATCHES: usize = 1_000;
+
+/// One test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Whether as many wait as may.
+fn is_full(keeper: &Keeper) -> bool {
+    match keeper.wait(&key("a")).now_or_never() {
+        None => false,
+        Some(Err(error)) if error.kind() == ErrorKind::ResourceExhausted => true,
+        Some(other) => panic!("it runs: {other:?}"),
+    }
+}
+
+/// Waits so many times, in a task of its own.
+fn waiting(client: &Client, count: usize) -> JoinHandle<()> {
+    let client = client.clone();
+    tokio::spawn(async move {
+        let wait = |mut client: Client| async move { client.wait(&key("a")).await };
+        let mut waits: FuturesUnordered<_> = (0..count).map(|_| wait(client.clone())).collect();
+        if let Some(answer) = waits.next().await {
+            panic!("it runs: {answer:?}");
+        }
+    })
+}
+
+async fn abandon(task: JoinHandle<()>) {
+    task.abort();
+    let gone = task.await.expect_err("it waits without end");
+    assert!(gone.is_cancelled(), "{gone}");
+}
+
+/// Goal: descriptors, tasks and waiters are back where they were; by room for exactly so many waiters, twice over.
+#[test]
+fn ten_thousand_abandoned_waits_and_a_thousand_watches_leave_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    on_one_core_and_on_two(async || {
+        let memory = MemoryRuntime::new();
+        let house = House::of(Arc::clone(&memory) as _, memory, |keeper| keeper.waiters_bound(WAITS)).await;
+        let mut client = house.client().await;
+        client.start(&key("a"), Some(&SandboxSpec::default())).await.unwrap();
+        let (descriptors_before, tasks_before) = (descriptors(), tasks());
+        let as_before = || (descriptors() <= descriptors_before && tasks() <= tasks_before).then_some(());
+
+        for _ in 0..2 {
+            let waits = waiting(&client, WAITS);
+            until("all of them wait", || is_full(&house.keeper).then_some(())).await;
+            assert!(tasks() > tasks_before + WAITS / 2);
+            client.ping(&key("a")).await.expect("others are served meanwhile");
+            abandon(waits).await;
+            until("nothing is left of them", as_before).await;
+            assert!(!is_full(&house.keeper));
+        }
+
+        // With their connection.
+        let other = house.client().await;
+        let waits = waiting(&other, WAITS);
+        until("all of them wait", || is_full(&house.keeper).then_some(())).await;
+        drop(other);
+        abandon(waits).await;
+        until("nothing is left of them", as_before).await;
+
+        for connections in [1, 10] {
+            let mut watches = Vec::new();
+            for _ in 0..connections {
+                let mut other = house.client().await;
+                for _ in 0..WATCHES / connections {
+                    let mut watch = other.watch(0, 0).await.unwrap();
+                    watch.next().await.unwrap().expect("a snapshot");
+                    watches.push(watch);
+                }
+            }
+            assert!(tasks() >= tasks_before + WATCHES / 2);
+            drop(watches);
+            until("nothing is left of them", as_before).await;
+        }
+        // Abandoned before it was even looked at.
+        for _ in 0..1_000 {
+            assert!(client.wait(&key("a")).now_or_never().is_none());
+        }
+        until("nothing is left of them", as_before).await;
+        client.stop(&key("a"), None).await.unwrap();
+        house.close().await;
+    });
+}
+
+/// Goal: as many waits as the service promises, open at once on one connection; each is told.
+#[test]
+fn a_hundred_thousand_waits_on_one_connection_are_all_told() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        const MANY: usize = 100_000;
+        let memory = MemoryRuntime::new();
+        let house = House::of(Arc::clone(&memory) as _, memory, |keeper| keeper.waiters_bound(MANY)).await;
+        let mut client = house.client().await;
+        client.start(&key("a"), Some(&SandboxSpec::default())).await.unwrap();
+        let waits = {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let wait = |mut client: Client| async move { client.wait(&key("a")).await };
+                let waits: FuturesUnordered<_> = (0..MANY).map(|_| wait(client.clone())).collect();
+                waits.map(|exit| exit.expect("it is told").status).collect::<Vec<_>>().await
+            })
+        };
+        until("all of them wait", || is_full(&house.keeper).then_some(())).await;
+        client.ping(&key("a")).await.expect("others are served meanwhile");
+        client.stop(&key("a"), None).await.unwrap();
+        let told = waits.await.unwrap();
+        assert!(told.len() == MANY && told.iter().all(|status| *status == told[0]));
+        house.close().await;
+    });
+}

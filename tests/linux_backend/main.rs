@@ -11,4 +11,5 @@ mod exits;
 mod freeze;
 mod leftovers;
 mod logs;
+mod outlive;
 mod support;

@@ -14,7 +14,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::log_format::{KEY_BYTES, LEAST_LOG_BYTES, MOST_LOG_BYTES, SLOT_HEADER, SlotHeader};
-use super::{Inner, kernel_error, log_reader, plan};
+use super::sandbox::Sandbox;
+use super::{Inner, LinuxRuntime, kernel_error, log_reader, plan};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::runtime::{Instance, LogPage};
@@ -256,15 +257,35 @@ impl Inner {
         self.openers.run(remove).await?
     }
 
-    /// Removes the logs of sandboxes that nobody has a record of, such as one whose group was gone already when its supervisor
-    /// was killed. How many those were.
-    #[allow(dead_code, reason = "called by recovery, which is not here yet")]
-    pub(super) fn remove_logs_except(
+    /// Removes the logs of lives that end with this backend: nobody can ask for them any more. Blocks.
+    pub(super) fn remove_logs_of(&self, sandboxes: &[Arc<Sandbox>]) {
+        let Some(logs) = &self.logs else { return };
+        for sandbox in sandboxes {
+            if let Err(error) = logs.remove(&sandbox.instance) {
+                tracing::warn!(sandbox = %sandbox.instance.key, %error, "its log is left behind");
+            }
+        }
+    }
+}
+
+impl LinuxRuntime {
+    /// Removes the logs of sandboxes that are not `known`, such as one of which nothing else was left when its supervisor was
+    /// killed. Says how many those were. For recovery, when all records have been read; it blocks.
+    ///
+    /// A log whose sandbox cannot be told is left alone, and so is whatever else is in the directory.
+    ///
+    /// # Errors
+    /// As the kernel says of the directory.
+    pub fn remove_logs_except(
         &self,
         known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
     ) -> Result<usize, Error> {
-        let Some(logs) = &self.logs else { return Ok(0) };
-        logs.remove_except(known).map_err(|error| failed("clear logs", error))
+        let inner = &self.inner;
+        let Some(logs) = &inner.logs else { return Ok(0) };
+        let has_group = |key: &SandboxKey| !matches!(inner.tree.open_named(&key.file_name(255)), Ok(None));
+        // Where there is a group there may be processes, whoever knows of them.
+        let keep = |key: &SandboxKey| known(key) || has_group(key);
+        logs.remove_except(&keep).map_err(|error| failed("clear logs", error))
     }
 }
 

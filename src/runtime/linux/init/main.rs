@@ -20,6 +20,7 @@ mod children;
 mod exec;
 mod hosts;
 mod leader;
+mod line;
 mod log;
 #[allow(dead_code)]
 #[path = "../log_format.rs"]

@@ -5,6 +5,7 @@ use core::mem::size_of;
 
 use crate::children::Children;
 use crate::hosts::Staying;
+use crate::line::Line;
 use crate::protocol::{
     Answer, Child, Decoded, Header, Kind, Listing, MAX_FDS, MAX_LISTED, MAX_MESSAGE, Reader, Report, Step, VERSION,
     Welcome, bytes_of, flag,
@@ -355,45 +356,6 @@ fn map_ids(plan: &Decoded<'_>, pid: u32) -> Result<(), Errno> {
         sys::write_at(PROC, path, line.text())?;
     }
     Ok(())
-}
-
-/// A short text, put together.
-pub(crate) struct Line {
-    bytes: [u8; 64],
-    length: usize,
-}
-
-impl Line {
-    pub(crate) fn new() -> Self {
-        Self { bytes: [0; 64], length: 0 }
-    }
-
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if let Some(place) = self.bytes.get_mut(self.length) {
-                *place = *byte;
-                self.length += 1;
-            }
-        }
-    }
-
-    pub(crate) fn number(&mut self, number: u32) {
-        let mut digits = [0; 10];
-        let (mut at, mut rest) = (digits.len(), number);
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            if rest == 0 {
-                break;
-            }
-        }
-        self.bytes(&digits[at..]);
-    }
-
-    pub(crate) fn text(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
 }
 
 #[repr(C)]

@@ -1,13 +1,25 @@
 //! A little room kept back for when the file system is full, so that ends can be written down even then.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::fault::Fault;
 
 /// A transaction that removes one of 10,000 sandboxes writes some dozen pages; this is for many of them at once.
 const BYTES: u64 = 1 << 20;
+
+/// Takes the room: a hole would take none.
+fn fill(mut file: &File) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, BYTES) {
+        Err(Errno::OPNOTSUPP) => file.write_all(&vec![0; BYTES as usize]),
+        taken => Ok(taken?),
+    }
+}
 
 /// A file that is there only to be given up.
 pub(super) struct Ballast {
@@ -33,14 +45,19 @@ impl Ballast {
         }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        let taken = options.open(&self.path).map_err(|_| ()).and_then(|file| {
-            // Zeros would be enough for a file that nobody reads, but for no room: a hole takes none.
-            fallocate(&file, FallocateFlags::empty(), 0, BYTES).map_err(|_| ())
-        });
-        self.held = taken.is_ok();
-        if !self.held {
-            self.remove();
-        }
+        self.held = match options.open(&self.path).and_then(|file| fill(&file)) {
+            Ok(()) => true,
+            Err(error) if matches!(Fault::of_io(&error), Fault::Full(_)) => {
+                self.remove();
+                false
+            }
+            // Not for want of room: nothing need be refused for that.
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot keep room back for the journal");
+                self.remove();
+                true
+            }
+        };
         self.held
     }
 

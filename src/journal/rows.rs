@@ -7,27 +7,13 @@ use redb::ReadableTable;
 
 use super::fault::{Fault, Stop};
 use super::record::{self, Quarantined, Shelf};
-use super::{Recorded, SandboxRecord};
+use super::Recorded;
 
 /// Keys and framed records of a table, in the order of their keys.
 #[derive(Debug, Default)]
 pub(super) struct Rows(pub(super) Vec<(String, Vec<u8>)>);
 
 impl Rows {
-    /// Reads a table that has to be whole.
-    pub(super) fn read_all(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Self, Stop> {
-        let mut rows = Vec::with_capacity(usize::try_from(table.len()?).unwrap_or(0).min(1 << 20));
-        for row in table.iter()? {
-            let (key, value) = row?;
-            rows.push((key.value().to_owned(), value.value().to_owned()));
-        }
-        let (read, told) = (rows.len(), table.len()?);
-        if read as u64 != told {
-            return Err(Stop(Fault::Broken(format!("a table says that it has {told} rows, and has {read}"))));
-        }
-        Ok(Self(rows))
-    }
-
     /// Reads as much of a damaged table as can be had: from its beginning up to the damage, and from its end down to it.
     pub(super) fn read_what_can_be(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Self {
         let mut rows = Vec::new();
@@ -51,12 +37,34 @@ impl Rows {
     }
 }
 
-type Row<'a> =
-    Result<(redb::AccessGuard<'a, &'static str>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>;
+/// A row as redb gives it: it stays where it is in the page.
+type InPage<'a> = (redb::AccessGuard<'a, &'static str>, redb::AccessGuard<'a, &'static [u8]>);
+
+/// Reads tables that have to be whole, and brings each spec together with its state.
+pub(super) fn read_all<T: ReadableTable<&'static str, &'static [u8]>>(
+    specs: &T,
+    states: &T,
+    boot: u64,
+) -> Result<Read, Stop> {
+    let (mut read_specs, mut read_states) = (0, 0);
+    let read = join(
+        specs.iter()?.inspect(|_| read_specs += 1),
+        states.iter()?.inspect(|_| read_states += 1),
+        // It is a damaged file's word, perhaps.
+        usize::try_from(states.len()?).unwrap_or(0).min(1 << 20),
+        boot,
+    )?;
+    for (read, told) in [(read_specs, specs.len()?), (read_states, states.len()?)] {
+        if read != told {
+            return Err(Stop(Fault::Broken(format!("a table says that it has {told} rows, and has {read}"))));
+        }
+    }
+    Ok(read)
+}
 
 /// Reads rows until the end, the first that cannot be read, or the first that is out of order: pages that lead in a circle
 /// give keys again. Whether it came to the end.
-fn one_way<'a, I: Iterator<Item = Row<'a>>>(
+fn one_way<'a, I: Iterator<Item = Result<InPage<'a>, redb::StorageError>>>(
     begin: impl FnOnce() -> Result<I, redb::StorageError>,
     in_order: impl Fn(&str, &str) -> bool,
     rows: &mut Vec<(String, Vec<u8>)>,
@@ -82,50 +90,83 @@ pub(super) struct Read {
     pub(super) damaged: Vec<Quarantined>,
 }
 
-/// Brings each spec together with its state.
-pub(super) fn join(specs: Rows, states: Rows, boot: u64) -> Read {
-    let mut read = Read { sandboxes: Vec::with_capacity(states.0.len()), damaged: Vec::new() };
-    let (mut specs, mut states) = (specs.0.into_iter().peekable(), states.0.into_iter().peekable());
+/// A key and a framed record.
+pub(super) trait Row {
+    fn key(&self) -> &str;
+    fn value(&self) -> &[u8];
+}
+
+impl Row for (String, Vec<u8>) {
+    fn key(&self) -> &str {
+        &self.0
+    }
+
+    fn value(&self) -> &[u8] {
+        &self.1
+    }
+}
+
+impl Row for InPage<'_> {
+    fn key(&self) -> &str {
+        self.0.value()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.1.value()
+    }
+}
+
+/// Brings each spec together with its state. Both come in the order of their keys.
+pub(super) fn join<R: Row, E>(
+    mut specs: impl Iterator<Item = Result<R, E>>,
+    mut states: impl Iterator<Item = Result<R, E>>,
+    expected: usize,
+    boot: u64,
+) -> Result<Read, E> {
+    let mut read = Read { sandboxes: Vec::with_capacity(expected), damaged: Vec::new() };
+    let (mut spec, mut state) = (specs.next().transpose()?, states.next().transpose()?);
     loop {
-        let order = match (specs.peek(), states.peek()) {
-            (Some((spec, _)), Some((state, _))) => spec.cmp(state),
+        let order = match (&spec, &state) {
+            (Some(spec), Some(state)) => spec.key().cmp(state.key()),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (None, None) => return read,
+            (None, None) => return Ok(read),
         };
-        let spec = if order.is_le() { specs.next() } else { None };
-        let state = if order.is_ge() { states.next() } else { None };
-        read.take(spec, state, boot);
+        read.take(spec.as_ref().filter(|_| order.is_le()), state.as_ref().filter(|_| order.is_ge()), boot);
+        if order.is_le() {
+            spec = specs.next().transpose()?;
+        }
+        if order.is_ge() {
+            state = states.next().transpose()?;
+        }
     }
 }
 
 impl Read {
-    fn take(&mut self, spec: Option<(String, Vec<u8>)>, state: Option<(String, Vec<u8>)>, boot: u64) {
-        let (why_spec, why_state) = match (&spec, &state) {
-            (Some((key, spec)), Some((_, state))) => match readable(key, spec, state, boot) {
-                Ok((key, spec, state)) => return self.sandboxes.push(Recorded { key, spec, state }),
-                Err(why) => (why.clone(), why),
+    fn take<R: Row>(&mut self, spec: Option<&R>, state: Option<&R>, boot: u64) {
+        let why = match (spec, state) {
+            (Some(spec), Some(state)) => match readable(spec.key(), spec.value(), state.value(), boot) {
+                Ok(sandbox) => return self.sandboxes.push(sandbox),
+                Err(why) => why,
             },
-            _ => ("there is a spec, and no state".to_owned(), "there is a state, and no spec".to_owned()),
+            (Some(_), None) => "there is a spec, and no state".to_owned(),
+            _ => "there is a state, and no spec".to_owned(),
         };
-        let mut put_aside = |shelf: Shelf, row: Option<(String, Vec<u8>)>, why: String| {
-            if let Some((key, value)) = row {
-                self.damaged.push(Quarantined { shelf: shelf as u32, key, why, value });
-            }
-        };
-        put_aside(Shelf::Spec, spec, why_spec);
-        put_aside(Shelf::State, state, why_state);
+        for (shelf, row) in [(Shelf::Spec, spec), (Shelf::State, state)] {
+            self.damaged.extend(row.map(|row| Quarantined {
+                shelf: shelf as u32,
+                key: row.key().to_owned(),
+                why: why.clone(),
+                value: row.value().to_owned(),
+            }));
+        }
     }
 }
 
-fn readable(
-    key: &str,
-    spec: &[u8],
-    state: &[u8],
-    boot: u64,
-) -> Result<(crate::id::SandboxKey, std::sync::Arc<[u8]>, SandboxRecord), String> {
-    let name = record::read_key(key)?;
-    let spec = record::read_spec(key, spec).map_err(|why| format!("its spec: {why}"))?;
-    let state = record::read_state(key, state, boot).map_err(|why| format!("its state: {why}"))?;
-    Ok((name, spec, state))
+fn readable(key: &str, spec: &[u8], state: &[u8], boot: u64) -> Result<Recorded, String> {
+    Ok(Recorded {
+        key: record::read_key(key)?,
+        spec: record::read_spec(key, spec).map_err(|why| format!("its spec: {why}"))?,
+        state: record::read_state(key, state, boot).map_err(|why| format!("its state: {why}"))?,
+    })
 }

@@ -4,10 +4,11 @@
 //! The order is chosen for a kill between any two steps: there is a file at any time, the damaged one is never lost, and the
 //! new one says that records may be missing before it says anything else.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::convert::Infallible;
+use std::fs;
+use std::io;
 use std::ops::Bound;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,15 +28,8 @@ const KEPT: usize = 8;
 const MOST_TRIES: u32 = 2;
 
 /// Sets the file aside and makes a new one with these numbers. What the old one holds is still to be [saved](save).
-///
-/// `before` is what the file held before it was opened.
-pub(super) fn replace(
-    place: &Place,
-    why: &str,
-    before: Option<&[u8]>,
-    numbers: Option<&Meta>,
-) -> Result<Store, Fault> {
-    let aside = set_aside(&place.dir, &place.file(), before).map_err(|error| Fault::of_io(&error))?;
+pub(super) fn replace(place: &Place, why: &str, numbers: Option<&Meta>) -> Result<Store, Fault> {
+    let aside = set_aside(&place.dir, &place.file()).map_err(|error| Fault::of_io(&error))?;
     telemetry::journal_set_aside();
     tracing::error!(
         file = %place.file().display(),
@@ -60,23 +54,15 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }
 
-/// What a file holds before it is opened: an attempt at repair changes it, and may fail.
-pub(super) fn before_opening(place: &Place) -> Option<Vec<u8>> {
-    read_file(&place.file()).ok()
-}
-
 /// Gives the file a second name, which says when; at most [`KEPT`] of them.
-fn set_aside(dir: &Path, file: &Path, before: Option<&[u8]>) -> io::Result<PathBuf> {
+fn set_aside(dir: &Path, file: &Path) -> io::Result<PathBuf> {
     let name = |number: u128| dir.join(format!("journal.redb.damaged-{number:020}"));
     let mut number = since_1970().as_nanos();
     while name(number).try_exists()? {
         number += 1;
     }
     let aside = name(number);
-    let changed = before.filter(|before| read_file(file).is_ok_and(|now| now != *before));
-    let copied = changed.is_some_and(|before| copy(before, &aside).is_ok());
-    let linked = if copied { Ok(()) } else { fs::hard_link(file, &aside) };
-    match linked {
+    match fs::hard_link(file, &aside) {
         // Somebody took it away.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         // A file system without hard links: for a moment there is no file, and a kill just then loses the mark that
@@ -98,13 +84,6 @@ fn set_aside(dir: &Path, file: &Path, before: Option<&[u8]>) -> io::Result<PathB
     Ok(aside)
 }
 
-fn copy(content: &[u8], to: &Path) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(to)?;
-    let written = file.write_all(content).and_then(|()| file.sync_all());
-    written.inspect_err(|_| drop(fs::remove_file(to)))
-}
-
 /// Writes into a new file what can be read of the one that was set aside for it, if that has not been done.
 pub(super) fn save(place: &Place, store: &mut Store) -> Result<(), Fault> {
     let name = store.meta.salvage.clone();
@@ -122,14 +101,9 @@ pub(super) fn save(place: &Place, store: &mut Store) -> Result<(), Fault> {
     let boot = place.boot;
     let of_this_boot = found.states.0.iter().any(|(key, state)| record::is_of_boot(key, state, boot));
     let (specs, states) = (found.specs.0.len(), found.states.0.len());
-    let read = join(found.specs, found.states, boot);
-    tracing::warn!(
-        file = name,
-        specs,
-        states,
-        sandboxes = read.sandboxes.len(),
-        "read what can be read of a damaged file"
-    );
+    let sound = Ok::<_, Infallible>;
+    let Ok(read) = join(found.specs.0.into_iter().map(sound), found.states.0.into_iter().map(sound), states, boot);
+    tracing::warn!(file = name, specs, states, sandboxes = read.sandboxes.len(), "read what can be read of a damaged file");
     store.transact(|tables, meta| {
         for sandbox in &read.sandboxes {
             let net = Net::Define(sandbox.spec.clone(), sandbox.state);

@@ -9,9 +9,9 @@ use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table
 
 use super::batch::{Batch, Net};
 use super::fault::{Fault, Stop, guarded};
-use super::medium::{Chosen, Medium, New};
+use super::medium::{Chosen, Medium, New, Trial};
 use super::record::{self, Meta, Quarantined, Shelf};
-use super::rows::{Rows, join};
+use super::rows::read_all;
 use super::{Damaged, Recorded, Recovered};
 
 /// The format of the whole file: which tables there are and what is in them.
@@ -74,30 +74,44 @@ impl Store {
         if fs::metadata(place.file()).map_err(|error| Fault::of_io(&error))?.len() == 0 {
             return Err(Fault::Broken("it is empty".to_owned()));
         }
-        let database = open_database(place, &place.file(), New::No)?;
-        let mut store =
-            Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
-        store.meta = guarded(|| {
-            let txn = store.database().begin_read()?;
+        let (database, trial) = open_database(place, &place.file(), New::No)?;
+        let mut store = Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
+        match store.read_meta() {
+            Ok(meta) => {
+                store.meta = meta;
+                trial.accept();
+                Ok(store)
+            }
+            Err(fault) => {
+                // Closing writes to it too.
+                drop(store);
+                undo(&trial, &place.file());
+                Err(fault)
+            }
+        }
+    }
+
+    fn read_meta(&self) -> Result<Meta, Fault> {
+        let meta = guarded(|| {
+            let txn = self.database().begin_read()?;
             let table = txn.open_table(META)?;
             let row = table.get(NUMBERS)?;
             let broken = |why: String| Stop(Fault::Broken(format!("its own numbers: {why}")));
             let row = row.ok_or_else(|| broken("they are missing".to_owned()))?;
             record::read_meta(row.value()).map_err(broken)
         })?;
-        if store.meta.format != FORMAT {
-            let found = store.meta.format;
-            return Err(Fault::Broken(format!(
-                "it is of format {found}, and this program reads format {FORMAT}"
-            )));
+        if meta.format != FORMAT {
+            let found = meta.format;
+            return Err(Fault::Broken(format!("it is of format {found}, and this program reads format {FORMAT}")));
         }
-        Ok(store)
+        Ok(meta)
     }
 
     /// Makes a file anew, with these numbers and nothing else, and puts it where the file is to be.
     pub(super) fn create(place: &Place, meta: Meta) -> Result<Self, Fault> {
         let path = place.new_file();
-        let database = open_database(place, &path, New::Yes)?;
+        let (database, trial) = open_database(place, &path, New::Yes)?;
+        trial.accept();
         let mut store = Self { database: Some(database), boot: place.boot, meta, framed: Vec::new() };
         store.transact(|_, _| Ok(()))?;
         let moved = fs::rename(&path, place.file()).and_then(|()| sync_dir(&place.dir));
@@ -174,9 +188,7 @@ impl Store {
     pub(super) fn begin_epoch(&mut self) -> Result<Recovered, Fault> {
         let boot = self.boot;
         self.transact(|tables, meta| {
-            let specs = Rows::read_all(&tables.specs)?;
-            let states = Rows::read_all(&tables.states)?;
-            let read = join(specs, states, boot);
+            let read = read_all(&tables.specs, &tables.states, boot)?;
             tables.quarantine(&read.damaged, meta)?;
             let same_boot = meta.boot == boot;
             meta.boot = boot;
@@ -261,10 +273,7 @@ impl Tables<'_> {
         for row in table.range(meta.accepted + 1..)? {
             let (_, value) = row?;
             let Ok(record) = Quarantined::decode(value.value()) else {
-                damaged.push(Damaged {
-                    key: None,
-                    why: "it was put aside, and is unreadable there too".to_owned(),
-                });
+                damaged.push(Damaged { key: None, why: "it was put aside, and is unreadable there too".to_owned() });
                 continue;
             };
             let key = record::read_key(&record.key).ok();
@@ -278,9 +287,23 @@ impl Tables<'_> {
     }
 }
 
-fn open_database(place: &Place, path: &Path, new: New) -> Result<Database, Fault> {
-    let backend = (place.medium)(path, new).map_err(|error| Fault::of_io(&error))?;
-    guarded(|| Ok(builder().set_check_integrity_on_open(true).create_with_backend(Chosen(backend))?))
+fn open_database(place: &Place, path: &Path, new: New) -> Result<(Database, Trial), Fault> {
+    let backend = (place.medium)(path, new).and_then(Chosen::new);
+    let (backend, trial) = backend.map_err(|error| Fault::of_io(&error))?;
+    let opened = guarded(|| Ok(builder().set_check_integrity_on_open(true).create_with_backend(backend)?));
+    match opened {
+        Ok(database) => Ok((database, trial)),
+        Err(fault) => {
+            undo(&trial, path);
+            Err(fault)
+        }
+    }
+}
+
+fn undo(trial: &Trial, path: &Path) {
+    if let Err(error) = trial.undo(path) {
+        tracing::warn!(path = %path.display(), %error, "a repair that failed cannot be undone");
+    }
 }
 
 pub(super) fn builder() -> Builder {

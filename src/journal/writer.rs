@@ -29,10 +29,7 @@ const MOST_TRIES: u32 = 3;
 /// After how many groups refused in a row the file is set aside, once: it may lie on a bad place of a sound disk.
 const PATIENCE: u32 = 5;
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are the large one, and none is boxed on the way to disk"
-)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and none is boxed on the way to disk")]
 enum Job {
     Write(SandboxKey, Change, Option<Then>),
     AcceptLosses(Then),
@@ -154,11 +151,7 @@ impl Writer {
         };
         for damaged in &recovered.damaged {
             let key = damaged.key.map(|key| key.to_string());
-            tracing::error!(
-                sandbox = key,
-                why = damaged.why,
-                "a record is damaged, and is kept in quarantine"
-            );
+            tracing::error!(sandbox = key, why = damaged.why, "a record is damaged, and is kept in quarantine");
         }
         telemetry::journal_damaged(recovered.damaged.len());
         Ok((writer, recovered))
@@ -273,9 +266,9 @@ impl Writer {
             self.store = None;
             let again = match &last {
                 Fault::Full(_) => self.ballast.release(),
-                Fault::Io(why) if self.refusals == PATIENCE => self.replace(why, None).is_ok(),
+                Fault::Io(why) if self.refusals == PATIENCE => self.replace(why).is_ok(),
                 Fault::Io(_) => true,
-                Fault::Broken(why) => attempt == 0 || self.replace(why, None).is_ok(),
+                Fault::Broken(why) => attempt == 0 || self.replace(why).is_ok(),
                 Fault::Denied(_) | Fault::Scarce(_) => false,
             };
             if !again {
@@ -302,21 +295,20 @@ impl Writer {
 
     /// Opens the file again after a failure: redb serves no one after an error of the system's.
     fn reopen(&mut self) -> Result<(), Fault> {
-        let before = salvage::before_opening(&self.place);
         match Store::open(&self.place) {
             Ok(store) => {
                 self.store = Some(store);
                 Ok(())
             }
-            Err(Fault::Broken(why)) => self.replace(&why, before.as_deref()),
+            Err(Fault::Broken(why)) => self.replace(&why),
             Err(fault) => Err(fault),
         }
     }
 
     /// Sets the file aside and makes it anew: from the source, which knows all there is, else from what can be read of it.
-    fn replace(&mut self, why: &str, before: Option<&[u8]>) -> Result<(), Fault> {
+    fn replace(&mut self, why: &str) -> Result<(), Fault> {
         let source = self.shared.source.lock().clone();
-        let mut store = salvage::replace(&self.place, why, before, Some(&self.meta))?;
+        let mut store = salvage::replace(&self.place, why, Some(&self.meta))?;
         match source {
             Some(source) => store.fill(&source(), self.meta.incomplete)?,
             None => salvage::save(&self.place, &mut store)?,
@@ -354,7 +346,6 @@ impl Writer {
 fn open(place: &Place) -> Result<(Store, Recovered), Fault> {
     let _left_over = std::fs::remove_file(place.new_file());
     let fresh = Meta { format: FORMAT, boot: place.boot, ..Meta::default() };
-    let before = salvage::before_opening(place);
     let opened = match std::fs::symlink_metadata(place.file()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Store::create(place, fresh),
         _ => Store::open(place),
@@ -362,7 +353,7 @@ fn open(place: &Place) -> Result<(Store, Recovered), Fault> {
     match opened.and_then(|store| begin(place, store)) {
         // A page that cannot be read is as lost as one that makes no sense, and a new file may lie better.
         Err(Fault::Broken(why) | Fault::Io(why)) => {
-            let store = salvage::replace(place, &why, before.as_deref(), None)?;
+            let store = salvage::replace(place, &why, None)?;
             begin(place, store)
         }
         opened => opened,

@@ -11,7 +11,7 @@ use sandkeeper::runtime::memory::MemoryRuntime;
 use sandkeeper::spec::SandboxSpec;
 use sandkeeper::surface::grpc::Client;
 use sandkeeper::{Controller, ErrorKind, Keeper};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use house::{House, key, on_one_core_and_on_two, until};
 
@@ -42,7 +42,15 @@ fn is_full(keeper: &Keeper) -> bool {
 fn waiting(client: &Client, count: usize) -> JoinHandle<()> {
     let client = client.clone();
     tokio::spawn(async move {
-        let wait = |mut client: Client| async move { client.wait(&key("a")).await };
+        let wait = |mut client: Client| async move {
+            loop {
+                match client.wait(&key("a")).await {
+                    // A look whether there is room takes some for a moment.
+                    Err(error) if error.kind() == ErrorKind::ResourceExhausted => {}
+                    answer => return answer,
+                }
+            }
+        };
         let mut waits: FuturesUnordered<_> = (0..count).map(|_| wait(client.clone())).collect();
         if let Some(answer) = waits.next().await {
             panic!("it runs: {answer:?}");
@@ -118,21 +126,20 @@ fn a_hundred_thousand_waits_on_one_connection_are_all_told() {
     runtime.block_on(async {
         const MANY: usize = 100_000;
         let memory = MemoryRuntime::new();
-        let house = House::of(Arc::clone(&memory) as _, memory, |keeper| keeper.waiters_bound(MANY)).await;
+        let house =
+            House::of(Arc::clone(&memory) as _, memory, |keeper| keeper.waiters_bound(2 * MANY)).await;
         let mut client = house.client().await;
         client.start(&key("a"), Some(&SandboxSpec::default())).await.unwrap();
-        let waits = {
-            let client = client.clone();
-            tokio::spawn(async move {
-                let wait = |mut client: Client| async move { client.wait(&key("a")).await };
-                let waits: FuturesUnordered<_> = (0..MANY).map(|_| wait(client.clone())).collect();
-                waits.map(|exit| exit.expect("it is told").status).collect::<Vec<_>>().await
-            })
-        };
-        until("all of them wait", || is_full(&house.keeper).then_some(())).await;
+        let mut waits = JoinSet::new();
+        for _ in 0..MANY {
+            let mut client = client.clone();
+            waits.spawn(async move { client.wait(&key("a")).await.expect("it is told").status });
+        }
+        // One task here for each, and one there.
+        until("all of them wait", || (tasks() > 2 * MANY).then_some(())).await;
         client.ping(&key("a")).await.expect("others are served meanwhile");
         client.stop(&key("a"), None).await.unwrap();
-        let told = waits.await.unwrap();
+        let told = waits.join_all().await;
         assert!(told.len() == MANY && told.iter().all(|status| *status == told[0]));
         house.close().await;
     });

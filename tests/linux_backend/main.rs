@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stderr)] // The figures of a test are for whoever runs it alone.
 
+mod adoption;
 mod exits;
 mod freeze;
 mod leftovers;

@@ -5,159 +5,38 @@
 //! leaves nothing behind.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, memfd_create};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair,
-    sockopt,
-};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::net::shutdown;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
-use super::failure;
-use super::protocol::{
-    Answer, Header, Kind, MAX_FDS, MAX_MESSAGE, MAX_REAPS, Reader, Report, Step, VERSION, bytes_of,
-};
+use super::message::{Incoming, receive, send};
+use super::protocol::{Kind, MAX_REAPS, Report, Step};
 use super::readiness::watched;
-use super::zygote::{Groups, ZygoteId};
+use super::state_dir::Doorbell;
+use super::zygote::ZygoteId;
 use crate::error::{Error, ErrorKind};
 
-/// The init, as the build script made it.
-const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
-/// How long a zygote may take to set itself up.
-const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
-/// Room for several of the largest requests in the socket.
-const SEND_BUFFER: usize = 5 * MAX_MESSAGE;
-
-/// Puts the init into a sealed file in memory, so that nothing lies on disk and nobody can change what
-/// zygotes run.
-pub(super) fn init_file() -> Result<OwnedFd, Error> {
-    let refuse = |found: &'static str, errno: Errno| {
-        let error = Error::new(ErrorKind::FailedPrecondition, "start a zygote", found)
-            .caused_by(io::Error::from(errno));
-        if errno == Errno::ACCESS { error.remedy("set the sysctl vm.memfd_noexec to 0 or 1") } else { error }
-    };
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = match memfd_create(c"sk-zygote", flags | MemfdFlags::EXEC) {
-        // Before 6.3 the flag is unknown, and every such file executable.
-        Err(Errno::INVAL) => memfd_create(c"sk-zygote", flags),
-        other => other,
-    };
-    let file = file.map_err(|errno| match errno {
-        Errno::ACCESS => refuse("this machine forbids executable files in memory (vm.memfd_noexec=2)", errno),
-        _ => refuse("a file in memory was refused", errno),
-    })?;
-    io::Write::write_all(&mut File::from(file.try_clone().map_err(|error| unwritable(&error))?), INIT)
-        .map_err(|error| unwritable(&error))?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    if fcntl_add_seals(&file, seals | SealFlags::EXEC).is_err() {
-        fcntl_add_seals(&file, seals).map_err(|errno| refuse("sealing the init was refused", errno))?;
-    }
-    Ok(file)
-}
-
-fn unwritable(error: &io::Error) -> Error {
-    Error::new(
-        ErrorKind::ResourceExhausted,
-        "start a zygote",
-        format!("the init does not fit in memory: {error}"),
-    )
-}
-
-/// A zygote that is not ready yet; without children of its own, it is killed and reaped if it is given up.
-struct Unready(Option<Child>);
-
-impl Drop for Unready {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// A zygote that has been started and is setting itself up.
-pub(super) struct Launching {
-    child: Unready,
-    pid: u32,
-    pidfd: OwnedFd,
-    socket: OwnedFd,
-}
-
-impl Launching {
-    /// Starts one. The host is not forked: without hooks the standard library shares memory with the child
-    /// until it has executed, so that the cost does not follow the size of the host.
-    pub(super) fn start(init: &OwnedFd, groups: &Groups) -> Result<Self, Error> {
-        let refuse = |error: io::Error| {
-            Error::new(ErrorKind::FailedPrecondition, "start a zygote", "it cannot be executed")
-                .caused_by(error)
-                .remedy("/proc must be mounted, and this program must be allowed to make processes")
-        };
-        let (socket, its_end) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|errno| refuse(errno.into()))?;
-        // Forced where allowed; else as far as the machine's own limit goes, which is enough for one plan.
-        if sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER).is_err() {
-            sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)
-                .map_err(|errno| refuse(errno.into()))?;
-        }
-        let child = Command::new(format!("/proc/self/fd/{}", init.as_raw_fd()))
-            .arg0("sandkeeper-zygote")
-            .env_clear()
-            .stdin(Stdio::from(its_end))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(refuse)?;
-        let (pid, child) = (child.id(), Unready(Some(child)));
-        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let pidfd = number.ok_or(Errno::SRCH).and_then(|number| pidfd_open(number, PidfdFlags::empty()));
-        let this = Self { child, pid, pidfd: pidfd.map_err(|errno| refuse(errno.into()))?, socket };
-        expose_to_oom_killer(pid);
-        let proc = File::open("/proc").map_err(refuse)?;
-        let fds = [proc.as_fd(), groups.root.as_fd(), groups.leaf.as_fd(), groups.parent.as_fd()];
-        send(this.socket.as_fd(), Kind::SetUp, 0, &[], &fds).map_err(|errno| refuse(errno.into()))?;
-        Ok(this)
-    }
-
-    /// Waits until it is ready, for some milliseconds. Blocks.
-    pub(super) fn finish(self, id: ZygoteId) -> Result<Arc<Process>, Error> {
-        self.wait_ready()?;
-        Process::new(id, self)
-    }
-
-    fn wait_ready(&self) -> Result<(), Error> {
-        let limit = Timespec { tv_sec: LAUNCH_LIMIT.as_secs() as i64, tv_nsec: 0 };
-        let silent = |found: &'static str| Error::new(ErrorKind::Unavailable, "start a zygote", found);
-        let polled = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&limit));
-        if !matches!(polled, Ok(1..)) {
-            return Err(silent("it has not answered within 10 s"));
-        }
-        match receive(self.socket.as_fd()) {
-            Ok(Some(Incoming { header, .. })) if header.version != VERSION => {
-                Err(failure::launch_failed(Report { step: Step::Understand as u32, errno: 0 }))
-            }
-            Ok(Some(Incoming { answer, .. })) if answer.report.step == Step::Ready as u32 => Ok(()),
-            Ok(Some(Incoming { answer, .. })) => Err(failure::launch_failed(answer.report)),
-            Ok(None) | Err(_) => Err(silent("it ended before it was ready")),
-        }
-    }
+/// A zygote that answers, and what leads to it.
+pub(super) struct Connection {
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) socket: OwnedFd,
+    /// For one of our own making, which nobody else reaps.
+    pub(super) child: Option<Child>,
+    /// Where the next host finds it, if it is to stay.
+    pub(super) doorbell: Option<Doorbell>,
 }
 
 /// A zygote that is ready.
@@ -167,22 +46,31 @@ pub(super) struct Process {
     pidfd: AsyncFd<OwnedFd>,
     socket: AsyncFd<OwnedFd>,
     child: Mutex<Option<Child>>,
+    /// Where the next host finds it. One without ends everything when its host is gone.
+    doorbell: Option<Doorbell>,
     /// Whether requests make sense. Never true again once false.
     alive: AtomicBool,
     /// Whether it was told to clean up and end.
     hung_up: AtomicBool,
     next_request: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Newborn, Report>>>>,
-    /// Children whose remains may go, as soon as the socket takes it.
-    reaps: Mutex<Vec<u32>>,
+    /// Children whose remains may go, and those that are to be killed, as soon as the socket takes it.
+    reaps: Mutex<Leavings>,
     reaps_left: Notify,
     /// Where what nobody waits for any more is ended.
     runtime: Handle,
 }
 
+/// Children that this program is done with.
+#[derive(Default)]
+struct Leavings {
+    ended: Vec<u32>,
+    unwanted: Vec<u32>,
+}
+
 impl Process {
-    fn new(id: ZygoteId, launched: Launching) -> Result<Arc<Self>, Error> {
-        let Launching { mut child, pid, pidfd, socket } = launched;
+    pub(super) fn new(id: ZygoteId, connection: Connection) -> Result<Arc<Self>, Error> {
+        let Connection { pid, pidfd, socket, child, doorbell } = connection;
         let refuse = |error: io::Error| {
             Error::new(ErrorKind::FailedPrecondition, "start a zygote", "its socket cannot be watched")
                 .caused_by(error)
@@ -196,7 +84,8 @@ impl Process {
             pid,
             pidfd,
             socket,
-            child: Mutex::new(child.0.take()),
+            child: Mutex::new(child),
+            doorbell,
             alive: AtomicBool::new(true),
             hung_up: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
@@ -222,7 +111,7 @@ impl Process {
     pub(super) async fn request(
         &self,
         kind: Kind,
-        body: &[u8],
+        body: [&[u8]; 2],
         fds: &[BorrowedFd<'_>],
     ) -> Result<Result<Newborn, Report>, Unasked> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
@@ -243,7 +132,16 @@ impl Process {
 
     /// Lets the remains of a child go. Its pidfd must have been seen readable. Does not block.
     pub(super) fn reap(&self, pid: u32) {
-        self.reaps.lock().push(pid);
+        self.leave(|leavings| leavings.ended.push(pid));
+    }
+
+    /// Has a child killed and reaped by its parent, for want of anything else that leads to it. Does not block.
+    pub(super) fn discard(&self, pid: u32) {
+        self.leave(|leavings| leavings.unwanted.push(pid));
+    }
+
+    fn leave(&self, add: impl FnOnce(&mut Leavings)) {
+        add(&mut self.reaps.lock());
         if self.send_reaps().is_err() {
             self.reaps_left.notify_one();
         }
@@ -251,18 +149,31 @@ impl Process {
 
     /// Sends what there is to reap. On an error the rest is left for later.
     fn send_reaps(&self) -> Result<(), Errno> {
-        let mut reaps = self.reaps.lock();
-        while !reaps.is_empty() {
-            let count = reaps.len().min(MAX_REAPS);
-            let body: Vec<u8> = reaps[..count].iter().flat_map(|pid| pid.to_ne_bytes()).collect();
-            match send(self.socket.get_ref().as_fd(), Kind::Reap, 0, &body, &[]) {
-                Ok(()) => drop(reaps.drain(..count)),
-                Err(Errno::AGAIN) => return Err(Errno::AGAIN),
-                // It is dead, and its children are somebody else's.
-                Err(_) => reaps.clear(),
+        let leavings = &mut *self.reaps.lock();
+        let kinds = [(Kind::Reap, &mut leavings.ended), (Kind::Discard, &mut leavings.unwanted)];
+        for (kind, pids) in kinds {
+            while !pids.is_empty() {
+                let count = pids.len().min(MAX_REAPS);
+                let body: Vec<u8> = pids[..count].iter().flat_map(|pid| pid.to_ne_bytes()).collect();
+                match send(self.socket.get_ref().as_fd(), kind, 0, [&body, &[]], &[]) {
+                    Ok(()) => drop(pids.drain(..count)),
+                    Err(Errno::AGAIN) => return Err(Errno::AGAIN),
+                    // It is dead, and its children are somebody else's.
+                    Err(_) => pids.clear(),
+                }
             }
         }
         Ok(())
+    }
+
+    /// Tells it to make nothing any more, and to end with its last child.
+    pub(super) fn retire(&self) -> Result<(), Errno> {
+        send(self.socket.get_ref().as_fd(), Kind::Retire, 0, [&[], &[]], &[])
+    }
+
+    /// Whether it runs, as the kernel says.
+    pub(super) fn has_ended(&self) -> bool {
+        super::sys::is_readable(self.pidfd.get_ref())
     }
 
     /// Reads answers until the zygote ends, and settles whatever waits for it then.
@@ -293,11 +204,21 @@ impl Process {
             // If it is not dead but mute, it is of no use any more. Told to end, it still has to clean up.
             let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
         }
-        let _ = self.pidfd.readable().await;
-        if let Some(mut child) = self.child.lock().take() {
-            // An error means that the program has reaped it by itself.
-            let _ = child.try_wait();
+        if self.hung_up.load(Ordering::Acquire) && self.doorbell.is_some() {
+            // It stays.
+            return;
         }
+        let _ = self.pidfd.readable().await;
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.remove();
+        }
+        drop(self.child.lock().take());
+        // By the pidfd: also one that this very process had started before it took it over. An error means that it is not our
+        // child, or that the program has reaped it by itself.
+        let _ = waitid(
+            WaitId::PidFd(self.pidfd.get_ref().as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
     }
 
     /// Sends what could not be sent at once, whenever there is any. Never returns.
@@ -316,8 +237,11 @@ impl Process {
             Some(pidfd) if answer.pid != 0 => {
                 Ok(Newborn { zygote: Arc::clone(self), pid: answer.pid, pidfd: Some(pidfd) })
             }
-            // Born, and its descriptor was cut off on the way: this program has no number left for it. Its group ends it.
-            None if answer.pid != 0 => Err(Report { step: Step::Clone as u32, errno: libc::EMFILE as u32 }),
+            // Born, and its descriptor was cut off on the way: this program has no number left for it.
+            None if answer.pid != 0 => {
+                self.discard(answer.pid);
+                Err(Report { step: Step::Clone as u32, errno: libc::EMFILE as u32 })
+            }
             _ => Err(answer.report),
         };
         if let Some(sender) = self.waiting.lock().remove(&header.request) {
@@ -326,7 +250,7 @@ impl Process {
         }
     }
 
-    /// Tells the zygote that its host is gone: it ends all sandboxes, and itself.
+    /// Tells the zygote that its host is gone: unless it stays for the next one, it ends all sandboxes, and itself.
     pub(super) fn hang_up(&self) {
         self.hung_up.store(true, Ordering::Release);
         self.alive.store(false, Ordering::Release);
@@ -334,22 +258,11 @@ impl Process {
     }
 }
 
-/// Takes whatever shields this program from the kernel's out-of-memory killer away from a zygote, and so from what runs in its
-/// sandboxes, which would inherit it.
-fn expose_to_oom_killer(pid: u32) {
-    let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
-    if own.and_then(|score| score.trim().parse::<i32>().ok()).is_some_and(|score| score < 0)
-        && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0")
-    {
-        tracing::warn!(%error, "sandboxes share this program's protection from the out-of-memory killer");
-    }
-}
-
 impl Drop for Process {
     /// If its task was not allowed to end, as when the runtime is shut down, somebody else must reap it.
     fn drop(&mut self) {
         self.hang_up();
-        let Some(mut child) = self.child.lock().take() else { return };
+        let Some(mut child) = self.child.lock().take().filter(|_| self.doorbell.is_none()) else { return };
         if !matches!(child.try_wait(), Ok(None)) {
             return;
         }
@@ -433,60 +346,4 @@ async fn end(zygote: &Process, pid: u32, pidfd: OwnedFd) {
         let _ = watched.readable().await;
     }
     zygote.reap(pid);
-}
-
-/// A message from a zygote.
-struct Incoming {
-    header: Header,
-    answer: Answer,
-    fd: Option<OwnedFd>,
-}
-
-fn send(
-    socket: BorrowedFd<'_>,
-    kind: Kind,
-    request: u64,
-    body: &[u8],
-    fds: &[BorrowedFd<'_>],
-) -> Result<(), Errno> {
-    let header = Header { version: VERSION, kind: kind as u32, request };
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::MSGSIZE);
-    }
-    let parts = [IoSlice::new(bytes_of(&header)), IoSlice::new(body)];
-    loop {
-        match sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL) {
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
-/// Receives one message; nothing when the zygote has closed its end.
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<Incoming>, Errno> {
-    let mut bytes = [0; size_of::<Header>() + size_of::<Answer>()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut part = [IoSliceMut::new(&mut bytes)];
-        match recvmsg(socket, &mut part, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            other => break other?,
-        }
-    };
-    if received.bytes == 0 {
-        return Ok(None);
-    }
-    let fd = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    let mut reader = Reader::new(&bytes[..received.bytes]);
-    match (reader.value(), reader.value()) {
-        (Some(header), Some(answer)) => Ok(Some(Incoming { header, answer, fd })),
-        _ => Err(Errno::BADMSG),
-    }
 }

@@ -6,6 +6,9 @@ const ID_START: u32 = 1 << 20;
 /// The default number of blocks of IDs: all up to 2^31, past which some programs take an ID for a negative number.
 const ID_BLOCKS: u32 = (1 << 15) - (ID_START >> 16);
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 /// The settings of a [`LinuxRuntime`](super::LinuxRuntime). The default suits a program that keeps its own sandboxes and
 /// wants them gone when it ends.
 ///
@@ -20,6 +23,16 @@ pub struct LinuxConfig {
     /// cannot be up at the same time, and the later one clears what the earlier one left. Nothing for a name that no
     /// other backend of this boot has.
     pub name: Option<String>,
+    /// Where sandboxes are found again: with a directory here they go on when this program ends, however it ends, and the next
+    /// backend on the same directory takes them over. The cgroups are then named after the directory, and `name` is not used.
+    ///
+    /// It belongs on a file system that goes with the boot, such as `/run`. It is made if it is not there; it must be its user's
+    /// own, and nobody else's to change. One backend at a time can use it.
+    ///
+    /// Nothing for sandboxes that end with this program.
+    pub state_dir: Option<PathBuf>,
+    /// With a state directory, how long a zygote stays that has neither this program nor a sandbox.
+    pub linger: Duration,
     /// The first host ID of the range from which sandboxes get their users and groups, in blocks of 65,536. Choose a
     /// range that nothing else on the machine uses, such as other backends, `/etc/subuid` or `systemd-nspawn -U`.
     pub id_start: u32,
@@ -35,18 +48,23 @@ pub struct LinuxConfig {
     pub move_host_to_leaf: bool,
     /// Where exit statuses are read.
     pub exit_evidence: ExitEvidence,
+    /// By what sandboxes are found again.
+    pub adopt_by: AdoptBy,
 }
 
 impl Default for LinuxConfig {
     fn default() -> Self {
         Self {
             name: None,
+            state_dir: None,
+            linger: Duration::from_secs(60),
             id_start: ID_START,
             id_blocks: ID_BLOCKS,
             zygotes: 0,
             ready_networks: 64,
             move_host_to_leaf: false,
             exit_evidence: ExitEvidence::Best,
+            adopt_by: AdoptBy::Best,
         }
     }
 }
@@ -62,4 +80,14 @@ pub enum ExitEvidence {
     Pidfd,
     /// Nothing: every exit is [`Lost`](crate::model::ExitReason::Lost).
     Nothing,
+}
+
+/// By what sandboxes are found again that an earlier backend has left. As with [`ExitEvidence`], the default is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AdoptBy {
+    /// Their parents, the zygotes, then their groups.
+    #[default]
+    Best,
+    /// Their groups alone, as if the zygotes had been killed as well.
+    Group,
 }

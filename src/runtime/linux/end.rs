@@ -53,7 +53,7 @@ impl Inner {
     pub(super) async fn delete(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         sandbox.end();
         let busy = self.end(sandbox, Goal::Gone).await?;
-        if let Stage::Ended(_, leader) = sandbox.state().stage {
+        if let Stage::Ended(_, Some(leader)) = sandbox.state().stage {
             let start = Instant::now();
             while sys::is_unreaped(&leader.pidfd) && start.elapsed() < REAPING {
                 tokio::time::sleep(FIRST_PAUSE).await;
@@ -122,6 +122,7 @@ fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
         }
     }
     let killed = group::kill(&group);
+    crate::failpoint::reach("linux.after-kill");
     // The leader too, by itself: somebody may have moved it to another group. It takes its PID namespace along.
     let signalled = leader.map(|leader| pidfd_send_signal(&leader.pidfd, Signal::KILL));
     match (killed, signalled) {

@@ -19,8 +19,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::config::ExitEvidence;
+use super::mark::Stage;
 use super::protocol::wait_status_of_name;
 use super::sandbox::{Leader, Lives, Sandbox};
 use super::tree::Tree;
@@ -51,6 +53,9 @@ pub(super) struct Judge {
     pub(super) tree: Arc<Tree>,
     /// Where to look.
     pub(super) evidence: ExitEvidence,
+    /// Whether an end is written on its group before anybody is told, since this program may be gone before it was told to
+    /// all.
+    pub(super) writes: bool,
 }
 
 impl ExitWatch {
@@ -82,13 +87,15 @@ impl ExitWatch {
 
     fn work(&self, judge: &Judge, proc: &OwnedFd) {
         let mut events: Vec<Event> = Vec::with_capacity(BATCH);
+        let mut reserve = Spare::default();
+        reserve.hold(proc);
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
             events.clear();
             let timeout = stopping.then_some(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 });
             let spare = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&self.epoll, spare, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "the exits of sandboxes cannot be seen any more");
                     return;
@@ -101,9 +108,11 @@ impl ExitWatch {
                     let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
                 } else if let Some(sandbox) = judge.lives.get(Life(event)) {
                     any = true;
+                    reserve.give_up();
                     self.ended(judge, proc, &sandbox, &mut reapable);
                 }
             }
+            reserve.hold(proc);
             // After the whole batch: a zygote is busy while it reaps, and who waits for an exit should not wait for that.
             for (zygote, pid) in reapable {
                 judge.zygotes.reap(zygote, pid);
@@ -122,7 +131,10 @@ impl ExitWatch {
         }
         let status = judge.status(proc, sandbox, &leader);
         let reason = judge.reason(sandbox, status);
-        let exit = Exit { reason, at_unix_nanos: now() };
+        let exit = Exit { reason, at_unix_nanos: if leader.ended_unseen { 0 } else { now() } };
+        if judge.writes {
+            judge.write(sandbox, exit);
+        }
         sandbox.ended(exit);
         // An observer is the caller's code. If it panics, the other exits are to be seen all the same.
         let report = std::panic::AssertUnwindSafe(|| sandbox.instance.exited(exit, true));
@@ -130,7 +142,29 @@ impl ExitWatch {
             tracing::error!(sandbox = %sandbox.instance.key, "the observer of an exit panicked");
         }
         sandbox.told();
-        reapable.push((leader.zygote, leader.pid));
+        reapable.extend(leader.zygote.map(|zygote| (zygote, leader.pid)));
+    }
+}
+
+/// Descriptors kept for reading how a leader ended, and given up for that: where this program has used all it may have, an exit
+/// must not get lost for want of one.
+#[derive(Default)]
+struct Spare(Vec<OwnedFd>);
+
+impl Spare {
+    /// A group, and a file in it.
+    const NEEDED: usize = 2;
+
+    fn hold(&mut self, of: &OwnedFd) {
+        while self.0.len() < Self::NEEDED {
+            // Where there is none left now, there may be after the next exit.
+            let Ok(fd) = of.try_clone() else { return };
+            self.0.push(fd);
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.0.clear();
     }
 }
 
@@ -140,10 +174,21 @@ impl Judge {
         match self.evidence {
             ExitEvidence::Best => {
                 let trust_name = !sandbox.instance.spec.isolation.no_init;
-                status_of_zombie(proc, leader, trust_name).or_else(|| sys::status_of_reaped(&leader.pidfd))
+                let mut tries = 0;
+                let told = loop {
+                    match status_of_zombie(proc, leader, trust_name) {
+                        // Another thread may have taken the descriptor that was given up for this. It waits as long as we let it.
+                        Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM) if tries < 1_000 => {
+                            tries += 1;
+                            workers::pause(Duration::from_millis(1));
+                        }
+                        told => break told.ok().flatten(),
+                    }
+                };
+                told.or_else(|| sys::status_of_reaped(&leader.pidfd))
             }
             ExitEvidence::Pidfd => {
-                self.zygotes.reap(leader.zygote, leader.pid);
+                leader.zygote.into_iter().for_each(|zygote| self.zygotes.reap(zygote, leader.pid));
                 for _ in 0..200 {
                     if let Some(status) = sys::status_of_reaped(&leader.pidfd) {
                         return Some(status);
@@ -153,6 +198,16 @@ impl Judge {
                 None
             }
             ExitEvidence::Nothing => None,
+        }
+    }
+
+    /// Writes an end on the group: the zombie, which tells it until then, is let go soon after.
+    fn write(&self, sandbox: &Sandbox, exit: Exit) {
+        let Some(number) = sandbox.state().group else { return };
+        if let Ok(Some(group)) = self.tree.open(&sandbox.instance.key, number)
+            && let Err(error) = Stage::Ended(exit).write(group)
+        {
+            tracing::debug!(sandbox = %sandbox.instance.key, %error, "its end is not written on its cgroup");
         }
     }
 
@@ -188,14 +243,14 @@ fn reason_of_status(status: i32) -> ExitReason {
 }
 
 /// The wait status that a zombie tells: by its name if that can be trusted, else its own.
-fn status_of_zombie(proc: &OwnedFd, leader: &Leader, trust_name: bool) -> Option<i32> {
+fn status_of_zombie(proc: &OwnedFd, leader: &Leader, trust_name: bool) -> Result<Option<i32>, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let stat = rustix::fs::openat(proc, format!("{}/stat", leader.pid), flags, Mode::empty()).ok()?;
+    let stat = rustix::fs::openat(proc, format!("{}/stat", leader.pid), flags, Mode::empty())?;
     let mut buffer = [0_u8; 1_024];
-    let length = rustix::io::read(&stat, &mut buffer).ok()?;
-    let status = parse_zombie(&buffer[..length], trust_name)?;
+    let length = rustix::io::read(&stat, &mut buffer)?;
+    let status = parse_zombie(&buffer[..length], trust_name);
     // Asked last: as long as the leader is not reaped, its number is its own, so what was read was about it.
-    sys::is_unreaped(&leader.pidfd).then_some(status)
+    Ok(status.filter(|_| sys::is_unreaped(&leader.pidfd)))
 }
 
 /// The wait status in a line of `/proc/PID/stat`; nothing unless it is of a zombie.

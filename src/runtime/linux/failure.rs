@@ -138,6 +138,8 @@ fn words(step: Step) -> &'static str {
     match step {
         Step::Ready | Step::Executing | Step::Built => "nothing",
         Step::Understand => "the message",
+        Step::Retired => "a new child of an old zygote",
+        Step::Listen => "the socket for later hosts",
         Step::JoinLeaf => "moving into the zygotes' cgroup",
         Step::Session | Step::NewSession => "a new session",
         Step::OwnNetwork => "the zygote's own network namespace",

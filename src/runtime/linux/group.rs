@@ -11,7 +11,13 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 /// The extended attribute that marks a group as ours. Its value says whose the group is, for people.
-const MARK: &CStr = c"user.sandkeeper";
+pub(super) const MARK: &CStr = c"user.sandkeeper";
+
+/// How far the life has come that a group is for.
+pub(super) const STAGE: &CStr = c"user.sandkeeper.stage";
+
+/// What the sandbox's owner gave along.
+pub(super) const KEEPSAKE: &CStr = c"user.sandkeeper.keepsake";
 
 /// Opens the group `name` below `parent`; nothing if there is none.
 pub(super) fn open(parent: impl AsFd, name: &str) -> io::Result<Option<OwnedFd>> {
@@ -40,8 +46,28 @@ pub(super) fn number(group: impl AsFd) -> io::Result<u64> {
 
 /// Marks a group as ours. Where the kernel has no such attributes (before Linux 5.7) this does nothing.
 pub(super) fn mark(group: impl AsFd, whose: &str) -> io::Result<()> {
-    match rustix::fs::fsetxattr(group, MARK, whose.as_bytes(), XattrFlags::empty()) {
+    set_attribute(group, MARK, whose.as_bytes())
+}
+
+/// Sets an attribute, where the kernel has any.
+pub(super) fn set_attribute(group: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
+    match rustix::fs::fsetxattr(group, name, value, XattrFlags::empty()) {
         Ok(()) | Err(Errno::NOTSUP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A short attribute, as text.
+pub(super) fn attribute(group: impl AsFd, name: &CStr) -> Option<String> {
+    let mut value = [0_u8; 256];
+    let length = rustix::fs::fgetxattr(group, name, &mut value[..]).ok()?;
+    Some(std::str::from_utf8(&value[..length]).ok()?.to_owned())
+}
+
+/// Takes an attribute away, if it is there.
+pub(super) fn remove_attribute(group: impl AsFd, name: &CStr) -> io::Result<()> {
+    match rustix::fs::fremovexattr(group, name) {
+        Ok(()) | Err(Errno::NOTSUP | Errno::NODATA) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -121,12 +147,17 @@ pub(super) fn kill(group: impl AsFd) -> io::Result<()> {
 
 /// The names of the groups right below.
 pub(super) fn children(group: impl AsFd) -> io::Result<Vec<String>> {
+    Ok(numbered_children(group)?.into_iter().map(|(_, name)| name).collect())
+}
+
+/// The numbers and names of the groups right below.
+pub(super) fn numbered_children(group: impl AsFd) -> io::Result<Vec<(u64, String)>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(group)? {
         let entry = entry?;
         // kernfs always tells the type.
         if entry.file_type() == FileType::Directory && entry.file_name().to_bytes().first() != Some(&b'.') {
-            names.push(entry.file_name().to_string_lossy().into_owned());
+            names.push((entry.ino(), entry.file_name().to_string_lossy().into_owned()));
         }
     }
     Ok(names)

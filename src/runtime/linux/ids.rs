@@ -1,6 +1,6 @@
 //! Which host users and groups each sandbox gets.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use parking_lot::Mutex;
 
@@ -24,6 +24,8 @@ struct State {
     /// Given back, the oldest first: a block rests as long as possible before another sandbox gets it, so that a file
     /// that outlived its sandbox does not soon have a new owner.
     returned: VecDeque<u32>,
+    /// In use by what an earlier backend has left, and not below `fresh`: numbers of blocks.
+    held: BTreeSet<u32>,
 }
 
 impl Ids {
@@ -45,12 +47,32 @@ impl Ids {
         Ok(Self { start: id_start, blocks: id_blocks, state: Mutex::default() })
     }
 
+    /// Notes that a block is in use already. One that is not in this range was given out under another configuration, and is
+    /// nobody's here.
+    pub(super) fn hold(&self, start: u32) {
+        let mut state = self.state.lock();
+        if let Some(block) = self.number(start)
+            && block >= state.fresh
+        {
+            state.held.insert(block);
+        }
+    }
+
+    /// Which block begins there.
+    fn number(&self, start: u32) -> Option<u32> {
+        let offset = start.checked_sub(self.start)?;
+        (offset % BLOCK == 0 && offset / BLOCK < self.blocks).then_some(offset / BLOCK)
+    }
+
     /// The first ID of a block that nobody has.
     pub(super) fn take(&self) -> Result<u32, Error> {
         let mut state = self.state.lock();
-        if state.fresh < self.blocks {
+        while state.fresh < self.blocks {
+            let block = state.fresh;
             state.fresh += 1;
-            return Ok(self.start + (state.fresh - 1) * BLOCK);
+            if !state.held.remove(&block) {
+                return Ok(self.start + block * BLOCK);
+            }
         }
         state.returned.pop_front().ok_or_else(|| {
             Error::new(
@@ -64,13 +86,20 @@ impl Ids {
 
     /// Takes a block back.
     pub(super) fn give_back(&self, start: u32) {
-        self.state.lock().returned.push_back(start);
+        let mut state = self.state.lock();
+        match self.number(start) {
+            Some(block) if block < state.fresh => state.returned.push_back(start),
+            Some(block) => {
+                state.held.remove(&block);
+            }
+            None => {}
+        }
     }
 
     /// How many blocks are in use.
     pub(super) fn in_use(&self) -> usize {
         let state = self.state.lock();
-        state.fresh as usize - state.returned.len()
+        state.fresh as usize - state.returned.len() + state.held.len()
     }
 }
 
@@ -93,6 +122,24 @@ mod tests {
         assert_eq!(ids.in_use(), 1);
         assert_eq!(ids.take().unwrap(), blocks[1]);
         assert_eq!(ids.take().unwrap(), blocks[0]);
+    }
+
+    #[test]
+    fn what_an_earlier_backend_has_given_out_is_not_given_out_again() {
+        let ids = ids(BLOCK, 4).unwrap();
+        ids.hold(2 * BLOCK);
+        ids.hold(4 * BLOCK);
+        ids.hold(BLOCK + 1);
+        ids.hold(9 * BLOCK);
+        assert_eq!(ids.in_use(), 2);
+        ids.give_back(4 * BLOCK);
+        assert_eq!(ids.take().unwrap(), BLOCK);
+        assert_eq!(ids.take().unwrap(), 3 * BLOCK);
+        assert_eq!(ids.take().unwrap(), 4 * BLOCK);
+        assert_eq!(ids.in_use(), 4);
+        assert!(ids.take().is_err());
+        ids.give_back(2 * BLOCK);
+        assert_eq!(ids.take().unwrap(), 2 * BLOCK);
     }
 
     #[test]

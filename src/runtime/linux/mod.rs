@@ -12,7 +12,9 @@
 //! not on the caller's async runtime; paths that a spec names are opened on others, of which there are up to 32 while a
 //! file system does not answer.
 //!
-//! On [`LinuxRuntime::close`], on drop, and when the process dies, all sandboxes end and all groups are removed.
+//! On [`LinuxRuntime::close`], on drop, and when the process dies, all sandboxes end and all groups are removed. With a
+//! [state directory](LinuxConfig::state_dir) only [`close`](LinuxRuntime::close) does that: else sandboxes go on, and the next
+//! backend on that directory finds them (`greet`, `find`).
 
 use std::io;
 use std::path::Path;
@@ -26,7 +28,8 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
-use crate::runtime::{Capabilities, Instance, Reality, Report, Runtime, Started, Urgency};
+use crate::id::SandboxKey;
+use crate::runtime::{Capabilities, Instance, Reality, Report, Runtime, Started, Survivor, Urgency};
 use crate::spec::SandboxSpec;
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -42,12 +45,18 @@ mod end;
 mod escape_tests;
 mod exit;
 mod failure;
+mod find;
 mod freeze;
+mod greet;
 mod group;
 mod host_files;
 mod ids;
+mod launch;
 mod machine;
+mod mark;
+mod message;
 mod netns;
+mod past;
 mod plan;
 #[cfg(test)]
 mod process_tests;
@@ -60,19 +69,24 @@ mod rig;
 mod sandbox;
 mod seccomp;
 mod start;
+mod state_dir;
 mod sys;
 mod tree;
 mod workers;
 mod zygote;
 
-pub use config::{ExitEvidence, LinuxConfig};
+pub use config::{AdoptBy, ExitEvidence, LinuxConfig};
 
 use exit::{ExitWatch, Judge};
 use freeze::Freezer;
+use greet::Greeted;
 use ids::Ids;
 use machine::Machine;
 use netns::Networks;
-use sandbox::{Lives, Stage};
+use past::Past;
+use protocol::VERSION;
+use sandbox::Lives;
+use state_dir::StateDir;
 use tree::Tree;
 use workers::Workers;
 use zygote::{Groups, Zygotes};
@@ -96,7 +110,12 @@ struct Inner {
     machine: Machine,
     tree: Arc<Tree>,
     lives: Arc<Lives>,
-    ids: Ids,
+    /// What an earlier backend has left. Nothing without a state directory.
+    past: Option<Arc<Past>>,
+    state: Option<StateDir>,
+    /// Zygotes of an earlier backend that were left alone, and why.
+    left_alone: Vec<String>,
+    ids: Arc<Ids>,
     networks: Arc<Networks>,
     workers: Workers,
     /// For opening what a spec names: a mute file system may hold these up, and nothing else.
@@ -136,24 +155,45 @@ impl LinuxRuntime {
     ///   to do about it, is said.
     /// - [`ErrorKind::InvalidArgument`]: the configuration makes no sense.
     pub fn new(config: LinuxConfig) -> Result<Arc<Self>, Error> {
-        let ids = Ids::new(&config)?;
+        Self::speaking(config, VERSION)
+    }
+
+    /// As [`new`](Self::new), for a version of the protocol.
+    fn speaking(config: LinuxConfig, version: u32) -> Result<Arc<Self>, Error> {
+        let ids = Arc::new(Ids::new(&config)?);
         let machine = Machine::detect()?;
         let failed = |error| kernel_error("set up the linux backend", "its threads and descriptors", error);
         let cores = std::thread::available_parallelism().map_err(failed)?.get();
-        let mut root = Root(Some(Arc::new(Tree::make(&machine, &config)?)));
-        let tree = root.tree();
+        let state =
+            config.state_dir.as_deref().map(|path| StateDir::take(path, config.linger)).transpose()?;
+        let tree = Arc::new(match &state {
+            Some(state) => Tree::open_or_make(&machine, &config, state)?,
+            None => Tree::make(&machine, &config)?,
+        });
+        // What is there was there before.
+        let mut root = Root(state.is_none().then(|| Arc::clone(&tree)));
+        let greeted = state.as_ref().map_or_else(Greeted::default, |state| greet::greet(&state.sockets));
         let workers = Workers::start(cores + 2).map_err(failed)?;
         let openers = Workers::on_demand(OPENERS);
         let networks = Arc::new(Networks::start(config.ready_networks).map_err(failed)?);
         let [group, leaf, parent] = tree.share().map_err(failed)?;
+        let groups = Groups { root: group, leaf, parent };
         let count = if config.zygotes == 0 { cores } else { config.zygotes };
-        let zygotes = Zygotes::launch(count, Groups { root: group, leaf, parent })?;
+        let sockets = state.as_ref().map(|state| Arc::clone(&state.sockets));
+        let (zygotes, children) = Zygotes::take_over(count, groups, sockets, greeted.zygotes, version)?;
+        let past = state.is_some().then(|| {
+            Past::new(&tree, Arc::clone(&ids), Arc::clone(&zygotes), children, config.adopt_by).map(Arc::new)
+        });
+        let past = past
+            .transpose()
+            .map_err(|error| kernel_error("set up the linux backend", "its cgroups", error))?;
         let lives = Arc::new(Lives::default());
         let judge = Judge {
             lives: Arc::clone(&lives),
             zygotes: Arc::clone(&zygotes),
             tree: Arc::clone(&tree),
             evidence: config.exit_evidence,
+            writes: state.is_some(),
         };
         let (exits, thread) = ExitWatch::start(judge).map_err(failed)?;
         root.0 = None;
@@ -162,6 +202,9 @@ impl LinuxRuntime {
             machine,
             tree,
             lives,
+            past,
+            state,
+            left_alone: greeted.left_alone,
             ids,
             networks,
             workers,
@@ -177,7 +220,8 @@ impl LinuxRuntime {
     /// Ends every sandbox and removes everything, the cgroup root included. Whatever is called afterwards is refused.
     ///
     /// Returns when all is gone, or after some seconds if something cannot be ended; [`left_behind`](Self::left_behind)
-    /// then names it. A second call waits for nothing. Dropping the backend does the same, and blocks meanwhile.
+    /// then names it. A second call waits for nothing. Without a state directory, dropping the backend does the same, and
+    /// blocks meanwhile; with one it [leaves](Self::leave) everything.
     pub async fn close(&self) {
         let inner = Arc::clone(&self.inner);
         let (done, closed) = tokio::sync::oneshot::channel();
@@ -191,6 +235,21 @@ impl LinuxRuntime {
         } else {
             self.inner.shut_down();
         }
+    }
+
+    /// Lets go of every sandbox and leaves it running, for the next backend on the same state directory. Whatever is called
+    /// afterwards is refused. Returns when the directory is free.
+    ///
+    /// What is under way is left as it is: the next backend finds out what has come of it. Dropping the backend does the same,
+    /// and blocks meanwhile. Without a state directory there is nobody to leave anything to, and this is
+    /// [`close`](Self::close).
+    pub async fn leave(&self) {
+        if self.inner.state.is_none() {
+            return self.close().await;
+        }
+        let inner = Arc::clone(&self.inner);
+        // Nothing of it waits for a sandbox. If it cannot be run, the runtime is ending, and so are we.
+        let _ = tokio::task::spawn_blocking(move || inner.let_go()).await;
     }
 
     /// What it uses at the moment.
@@ -229,12 +288,6 @@ impl LinuxRuntime {
 /// Removes the root again if what follows its making fails.
 struct Root(Option<Arc<Tree>>);
 
-impl Root {
-    fn tree(&self) -> Arc<Tree> {
-        Arc::clone(self.0.as_ref().expect("held until all is made"))
-    }
-}
-
 impl Drop for Root {
     fn drop(&mut self) {
         if let Some(tree) = &self.0 {
@@ -271,16 +324,31 @@ impl Inner {
             }
             workers::pause(Duration::from_millis(1));
         }
+        self.stop_watching();
+        drop(self.zygotes.lock().take());
+        if !self.tree.remove_all() {
+            tracing::warn!(left = ?self.tree.left_behind(), "cgroups are left behind");
+        } else if let Some(state) = &self.state {
+            state.clear();
+        }
+    }
+
+    /// Lets go of everything and leaves it as it is. Blocks for a moment.
+    fn let_go(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.stop_watching();
+        drop(self.zygotes.lock().take());
+    }
+
+    fn stop_watching(&self) {
         self.exits.stop();
         if let Some(thread) = self.exit_thread.lock().take()
             // An observer may hold the last reference to us, and be what drops it.
             && thread.thread().id() != std::thread::current().id()
         {
             drop(thread.join());
-        }
-        drop(self.zygotes.lock().take());
-        if !self.tree.remove_all() {
-            tracing::warn!(left = ?self.tree.left_behind(), "cgroups are left behind");
         }
     }
 
@@ -309,6 +377,12 @@ impl Inner {
             findings.push(("missing limits".to_owned(), format!("{why}; {remedy}")));
         }
         let ids = (self.config.id_start, self.config.id_blocks);
+        if let Some(state) = &self.state {
+            findings.push(("state directory".to_owned(), state.path.display().to_string()));
+        }
+        if !self.left_alone.is_empty() {
+            findings.push(("zygotes left alone".to_owned(), self.left_alone.join(", ")));
+        }
         findings.push(("user IDs".to_owned(), format!("{} blocks of {} from {}", ids.1, ids::BLOCK, ids.0)));
         findings
     }
@@ -316,7 +390,7 @@ impl Inner {
 
 impl Drop for LinuxRuntime {
     fn drop(&mut self) {
-        self.inner.shut_down();
+        if self.inner.state.is_some() { self.inner.let_go() } else { self.inner.shut_down() }
     }
 }
 
@@ -350,7 +424,7 @@ impl Runtime for LinuxRuntime {
         let controllers = &self.inner.tree.controllers;
         Capabilities {
             pause: true,
-            adopt: false,
+            adopt: self.inner.state.is_some(),
             limit_memory: controllers.memory,
             limit_swap: controllers.swap,
             limit_cpu: controllers.cpu,
@@ -381,7 +455,7 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn stop(&self, instance: &Arc<Instance>, urgency: Urgency) -> Result<(), Error> {
-        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(()) };
+        let Some(sandbox) = self.inner.find_to_end(instance).await? else { return Ok(()) };
         let stopped = match urgency {
             Urgency::Ask => end::ask(&sandbox),
             Urgency::Now => self.inner.stop_now(&sandbox).await,
@@ -390,12 +464,15 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn delete(&self, instance: &Arc<Instance>) -> Result<(), Error> {
-        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(()) };
-        self.inner.delete(&sandbox).await.map_err(|error| error.on(&instance.key))
+        match self.inner.find_to_end(instance).await? {
+            Some(sandbox) => self.inner.delete(&sandbox).await.map_err(|error| error.on(&instance.key)),
+            None if self.inner.past.is_some() => self.inner.clear_unknown(instance).await,
+            None => Ok(()),
+        }
     }
 
     async fn probe(&self, instance: &Arc<Instance>) -> Result<Report, Error> {
-        let leader = self.inner.lives.get(instance.life).and_then(|sandbox| sandbox.running());
+        let leader = self.inner.find(instance).await?.and_then(|sandbox| sandbox.running());
         let alive = leader.is_some_and(|leader| !leader.has_ended());
         let frozen = alive && self.inner.is_frozen(instance).await?;
         Ok(Report { alive, frozen, extra: None })
@@ -407,22 +484,25 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {
-        let Some(sandbox) = self.inner.lives.get(instance.life) else { return Ok(Reality::Absent) };
-        Ok(match sandbox.state().stage {
-            Stage::New => Reality::Absent,
-            Stage::Prepared => Reality::Created,
-            Stage::Ended(exit, _) => Reality::Ended(exit),
-            Stage::Running(leader) => Reality::Running {
-                started: start::started(&sandbox, &leader),
-                frozen: self.inner.is_frozen(instance).await?,
-            },
-        })
+        self.inner.reality(instance).await.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn survivors(
+        &self,
+        known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+    ) -> Result<Vec<Survivor>, Error> {
+        // `known` is borrowed, so it is asked here; a look at the groups takes microseconds each.
+        self.inner.list_survivors(known)
+    }
+
+    async fn end_survivor(&self, survivor: &Survivor) -> Result<(), Error> {
+        self.inner.end_survivor(survivor).await
     }
 }
 
 impl Inner {
-    async fn freeze(&self, instance: &Instance, to: Freezer) -> Result<(), Error> {
-        let Some(sandbox) = self.lives.get(instance.life) else {
+    async fn freeze(self: &Arc<Self>, instance: &Arc<Instance>, to: Freezer) -> Result<(), Error> {
+        let Some(sandbox) = self.find(instance).await? else {
             return Err(freeze::not_running(to).on(&instance.key));
         };
         let busy = sandbox.acquire().await;

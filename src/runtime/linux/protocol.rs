@@ -4,21 +4,30 @@
 //! Every message is one packet of a SOCK_SEQPACKET pair: a [`Header`], a body, and descriptors beside it.
 //!
 //! ```text
-//! host → zygote   SetUp   nothing                fds: /proc, root cgroup, leaf cgroup, a cgroup to end in
+//! host → zygote   SetUp   Stay, if it is to stay fds: /proc, root cgroup, leaf cgroup, a cgroup to end in,
+//!                                                     [the socket that hosts come to, the directory it is in]
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
-//!                 Spawn   Fixed + its lists      fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr]
+//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
+//!                 Hello   nothing                answered by Hello: Welcome
+//!                 List    from: u32              answered by List: Listing, Child …
+//!                 Retire  nothing
+//!                 Discard pid: u32
 //! zygote → host   Answer  Answer                 fds: the child's pidfd, if there is a child
 //! child  → host   Report, over the request's own pipe: how its set-up went
 //! ```
 //!
 //! Numbers are in the machine's own byte order: both sides run on one machine and are built together. The
 //! version is checked all the same, since a zygote may outlive the program that made it.
+//!
+//! **The base protocol never changes**: [`Header`], the numbers of [`Kind`], and the bodies of Hello, List, Reap, Retire and
+//! Discard. A zygote takes these from a host of any version, and answers with its own, so that a host of another version can
+//! list its children, let them go as they end, and have it end with the last. All else needs equal versions.
 
 use core::mem::size_of;
 
-/// The version of everything in this file. Changed with it.
-pub(crate) const VERSION: u32 = 0x534b_0001;
+/// The version of everything in this file but the base protocol. Changed with it.
+pub(crate) const VERSION: u32 = 0x534b_0002;
 
 /// The most bytes in one message. Arguments and environment (128 KiB), the filter, and mount targets must
 /// fit.
@@ -29,6 +38,10 @@ pub(crate) const MAX_FDS: usize = 128 + 8;
 pub(crate) const MAX_STRINGS: usize = 4_096;
 /// The most process IDs in one Reap.
 pub(crate) const MAX_REAPS: usize = 256;
+/// The most children of one zygote.
+pub(crate) const MAX_CHILDREN: usize = 1 << 16;
+/// The most children in one List.
+pub(crate) const MAX_LISTED: usize = 1_024;
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +52,14 @@ pub(crate) enum Kind {
     Spawn = 3,
     Reap = 4,
     Answer = 5,
+    /// Who are you? Part of the base protocol, as all below.
+    Hello = 6,
+    /// Whose parent are you?
+    List = 7,
+    /// Make nothing any more, and end with the last child.
+    Retire = 8,
+    /// Kill a child, and reap it when it has ended.
+    Discard = 9,
 }
 
 impl Kind {
@@ -49,6 +70,10 @@ impl Kind {
             3 => Self::Spawn,
             4 => Self::Reap,
             5 => Self::Answer,
+            6 => Self::Hello,
+            7 => Self::List,
+            8 => Self::Retire,
+            9 => Self::Discard,
             _ => return None,
         })
     }
@@ -71,6 +96,49 @@ pub(crate) struct Answer {
     /// The child, as the zygote's own PID namespace numbers it; 0 if there is none.
     pub(crate) pid: u32,
     pub(crate) report: Report,
+    pub(crate) padding: u32,
+}
+
+/// A child of a zygote that has not been reaped. Part of the base protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub(crate) struct Child {
+    /// The life it leads; 0 for one that is of no use without the host that asked for it.
+    pub(crate) life: u64,
+    /// Its cgroup's inode number.
+    pub(crate) group: u64,
+    /// Its number in the zygote's PID namespace. In a Spawn, 0.
+    pub(crate) pid: u32,
+    /// The first of its block of user IDs; 0 if it has none.
+    pub(crate) ids: u32,
+}
+
+/// What a zygote says of itself. Part of the base protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Welcome {
+    /// Its number in its own PID namespace.
+    pub(crate) pid: u32,
+    /// How many children it has.
+    pub(crate) children: u32,
+}
+
+/// What precedes the children in a List. Part of the base protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Listing {
+    /// How many children there are.
+    pub(crate) children: u32,
+    /// How many of them follow, from the one that was asked for.
+    pub(crate) count: u32,
+}
+
+/// How a zygote is to stay when its host is gone; the name of its socket follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Stay {
+    /// How long it stays without a host and without children.
+    pub(crate) linger_milliseconds: u32,
     pub(crate) padding: u32,
 }
 
@@ -111,8 +179,10 @@ steps! {
     Built,
     /// The message is not one of this version, or malformed.
     Understand,
+    /// It stays for the sake of its children, and makes no others.
+    Retired,
     // The zygote's own set-up.
-    JoinLeaf, Session, OwnNetwork, OwnMounts, Template, Devices, DeadProc, Pivot,
+    Listen, JoinLeaf, Session, OwnNetwork, OwnMounts, Template, Devices, DeadProc, Pivot,
     // A request.
     Pipe, JoinNetwork, JoinMounts, Clone, Users,
     // A builder.
@@ -211,12 +281,14 @@ macro_rules! plain {
         )+
     };
 }
-plain!(u32, u64, Header, Report, Answer, Fixed, PlanRlimit, Instruction);
+plain!(u32, u64, Header, Report, Answer, Fixed, PlanRlimit, Instruction, Child, Welcome, Listing, Stay);
 
 const _NO_PADDING: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Report>() == 8);
     assert!(size_of::<Answer>() == 16);
+    assert!(size_of::<Child>() == 24);
+    assert!(size_of::<Welcome>() == 8 && size_of::<Listing>() == 8 && size_of::<Stay>() == 8);
     assert!(size_of::<Fixed>() == 8 + 12 * 4);
     assert!(size_of::<PlanRlimit>() == 24);
     assert!(size_of::<Instruction>() == 8);
@@ -369,6 +441,9 @@ impl<'a> Decoded<'a> {
         self.fixed.flags & flag != 0
     }
 }
+
+/// The name of a leader until its set-up is done.
+pub(crate) const SETUP_NAME: &core::ffi::CStr = c"sk-setup";
 
 /// The name an init takes before it ends, followed by the main process's wait status as four hexadecimal
 /// digits.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
 use super::plan::{IdMap, Plan, PlanNetwork};
-use super::protocol::wait_status_of_name;
+use super::protocol::{Child, wait_status_of_name};
 use super::readiness::watched;
 use super::zygote::{Files, Groups, Spawned, Zygotes};
 use crate::error::{Error, ErrorKind};
@@ -86,7 +86,7 @@ impl Rig {
     }
 
     pub(super) fn files(&self) -> Files {
-        Files { group: self.group(), network: None }
+        files(self.group())
     }
 
     pub(super) async fn spawn(&self, spec: SandboxSpec) -> Result<Spawned, Error> {
@@ -109,6 +109,11 @@ impl Rig {
         self.zygotes.reap(zygote, pid);
         end
     }
+}
+
+/// What a start in this group needs.
+pub(super) fn files(group: OwnedFd) -> Files {
+    Files { group: Arc::new(group), child: Child { life: 1, ..Child::default() }, network: None }
 }
 
 /// A cgroup root, gone at the end.

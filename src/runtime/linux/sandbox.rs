@@ -51,27 +51,26 @@ pub(super) enum Stage {
     Prepared,
     /// It was started, and its end has not been seen yet.
     Running(Arc<Leader>),
-    /// It has ended, and its end is being reported or has been.
-    Ended(Exit, Arc<Leader>),
+    /// It has ended, and its end is being reported or has been. The leader is what may be left of it.
+    Ended(Exit, Option<Arc<Leader>>),
 }
 
 /// The first process of a sandbox. Nothing is ever sent to its bare number.
 pub(super) struct Leader {
     /// Its number on the host.
     pub(super) pid: u32,
-    /// Who its parent is, which reaps it when told.
-    pub(super) zygote: ZygoteId,
+    /// Who its parent is, which reaps it when told; nothing if that one is gone, and somebody else has inherited it.
+    pub(super) zygote: Option<ZygoteId>,
     /// The process itself: the one descriptor of a sandbox.
     pub(super) pidfd: OwnedFd,
+    /// Whether it had ended before this backend began to watch it, so that nobody knows when.
+    pub(super) ended_unseen: bool,
 }
 
 impl Leader {
     /// Whether it has ended, reaped or not.
     pub(super) fn has_ended(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        // It cannot be asked only for want of memory: then it counts as running, and its exit will still be told.
-        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        super::sys::is_readable(&self.pidfd)
     }
 }
 
@@ -159,7 +158,7 @@ impl Sandbox {
     pub(super) fn ended(&self, exit: Exit) {
         let mut state = self.state.lock();
         if let Stage::Running(leader) = &state.stage {
-            state.stage = Stage::Ended(exit, Arc::clone(leader));
+            state.stage = Stage::Ended(exit, Some(Arc::clone(leader)));
         }
     }
 
@@ -212,6 +211,19 @@ impl Lives {
     pub(super) fn enter(&self, instance: &Arc<Instance>) -> Arc<Sandbox> {
         let mut map = self.map.lock();
         Arc::clone(map.entry(instance.life).or_insert_with(|| Sandbox::new(Arc::clone(instance))))
+    }
+
+    /// Makes a life known that was found again, in this state; nothing if it is known already.
+    pub(super) fn enter_found(&self, instance: &Arc<Instance>, state: State) -> Option<Arc<Sandbox>> {
+        let mut map = self.map.lock();
+        match map.entry(instance.life) {
+            std::collections::hash_map::Entry::Occupied(_) => None,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                let sandbox = Sandbox::new(Arc::clone(instance));
+                sandbox.change(|now| *now = state);
+                Some(Arc::clone(place.insert(sandbox)))
+            }
+        }
     }
 
     /// Forgets a life.

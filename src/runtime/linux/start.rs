@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::ids::BLOCK;
 use super::plan::{IdMap, Plan, PlanNetwork, isolation_in_force};
+use super::protocol::Child;
 use super::sandbox::{Busy, Leader, Sandbox, Stage};
 use super::tree::Claim;
 use super::zygote::Files;
-use super::{Inner, kernel_error, netns};
+use super::{Inner, group, kernel_error, mark, netns};
 use crate::error::{Error, ErrorKind};
 use crate::runtime::{Instance, Started};
 use crate::spec::{Network, RootFs, SandboxSpec, Stdio, Users};
@@ -41,10 +42,15 @@ impl Inner {
 
     async fn claim(&self, sandbox: &Arc<Sandbox>, busy: &Arc<Busy>) -> Result<Claim, Error> {
         let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), Arc::clone(busy));
+        let past = self.past.clone();
         let claim = move || {
             let _busy = busy;
-            let claim = tree.claim(&sandbox.instance)?;
+            let before = past.as_ref().and_then(|past| past.number_of(&tree, &sandbox.instance.key));
+            let claim = tree.claim(&sandbox.instance, sandbox.state().ids)?;
             if let Claim::Made(number) = claim {
+                if let (Some(past), Some(before)) = (&past, before) {
+                    past.group_is_gone(before);
+                }
                 // Noted here and not by the caller, who may have gone: what is not noted is not deleted.
                 sandbox.change(|state| {
                     state.group = Some(number);
@@ -94,16 +100,30 @@ impl Inner {
             () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
         };
         sandbox.check_not_ending("start")?;
+        let group = self.past.is_some().then(|| Arc::clone(&files.group));
         // Nor does a zygote that does not answer hold up the end: a child that comes too late is ended when it is told of.
         let spawned = tokio::select! {
-            spawned = zygotes.spawn(&plan, files) => spawned?,
+            spawned = zygotes.spawn(&plan, files) => spawned,
             () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
         };
+        crate::failpoint::reach("linux.after-spawn");
+        if let Some(group) = group {
+            // Before its end is watched for, which is written in the same place.
+            let noted = match &spawned {
+                Ok(_) => mark::Stage::Running.write(&group),
+                Err(_) => group::remove_attribute(&group, group::STAGE),
+            };
+            if let Err(error) = noted {
+                tracing::debug!(sandbox = %sandbox.instance.key, %error, "how far it has come is not written on its cgroup");
+            }
+        }
+        let spawned = spawned?;
         if spawned.pid <= 1 {
             let found = format!("its leader has process ID {}", spawned.pid);
             return Err(Error::new(ErrorKind::Internal, "start", found));
         }
-        let leader = Arc::new(Leader { pid: spawned.pid, zygote: spawned.zygote, pidfd: spawned.pidfd });
+        let (pid, pidfd, zygote) = (spawned.pid, spawned.pidfd, spawned.zygote);
+        let leader = Arc::new(Leader { pid, pidfd, zygote: Some(zygote), ended_unseen: false });
         sandbox.change(|state| state.stage = Stage::Running(Arc::clone(&leader)));
         if let Err(error) = self.exits.watch(sandbox.instance.life, &leader) {
             // Not known to run, since nobody would hear of its end.
@@ -112,7 +132,7 @@ impl Inner {
             while !leader.has_ended() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            zygotes.reap(leader.zygote, leader.pid);
+            zygotes.reap(zygote, pid);
             return Err(kernel_error("start", "the watch for its end", error));
         }
         Ok(started(sandbox, &leader))
@@ -123,6 +143,7 @@ impl Inner {
         let (tree, sandbox) = (Arc::clone(&self.tree), Arc::clone(sandbox));
         let workers = if names_paths(&sandbox.instance.spec) { &self.openers } else { &self.workers };
         let networks = Arc::clone(&self.networks);
+        let stays = self.past.is_some();
         let open = move || {
             let instance = &sandbox.instance;
             let number = sandbox.state().group;
@@ -141,7 +162,15 @@ impl Inner {
                 Network::None => (PlanNetwork::Host, None),
             };
             let plan = Plan::new(instance, id_map(&sandbox), given)?;
-            Ok((plan, Files { group, network }))
+            if stays {
+                // Before anybody is asked: whoever finds it so looks for a process.
+                mark::Stage::Starting
+                    .write(&group)
+                    .map_err(|error| kernel_error("start", "its cgroup", error))?;
+            }
+            let ids = sandbox.state().ids.unwrap_or(0);
+            let child = Child { life: instance.life.0, group: number.unwrap_or(0), pid: 0, ids };
+            Ok((plan, Files { group: Arc::new(group), child, network }))
         };
         workers.run(open).await?
     }

@@ -49,6 +49,36 @@ pub(super) fn is_unreaped(pidfd: impl AsFd) -> bool {
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
+/// Whether this descriptor can be read now: of a pidfd, whether its process has ended.
+pub(super) fn is_readable(fd: impl AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+    // It cannot be asked only for want of memory: then it counts as not.
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
+
+/// The name of a process, also of one that has ended and was not reaped.
+pub(super) fn process_name(pid: u32) -> Option<Vec<u8>> {
+    let mut name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    name.pop_if(|last| *last == b'\n');
+    Some(name)
+}
+
+/// Whether a process still executes our init, and has executed nothing else.
+pub(super) fn runs_init(pid: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|exe| exe.as_os_str().as_encoded_bytes().starts_with(b"/memfd:sk-zygote"))
+}
+
+/// The numbers of a process in the PID namespaces that it is in, from ours inwards.
+///
+/// Source: proc_pid_status(5), `NSpid`.
+pub(super) fn pids_in_namespaces(process: &str) -> Option<Vec<u32>> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().map(|pid| pid.parse().ok()).collect()
+}
+
 /// Whether this descriptor, which must be on nsfs, is of a network namespace.
 pub(super) fn is_network_namespace(namespace: impl AsFd) -> io::Result<bool> {
     /// `NS_GET_NSTYPE`.

@@ -3,9 +3,10 @@
 //! ```text
 //! <our own cgroup>/
 //! ├── sandkeeper-host               where we moved the host, if it asked for that
-//! └── sandkeeper-<digest>           the root: marked, and locked while its backend or one of its zygotes is up
+//! └── sandkeeper-<digest>           the root: marked, and locked while its backend or one of its zygotes is up;
+//!     │                             with a state directory, while its backend is
 //!     ├── zygotes
-//!     └── <namespace>@<id>          marked with the life it is for
+//!     └── <namespace>@<id>          marked with the life it is for (mark)
 //! ```
 //! Nothing outside the root is touched, and inside it nothing that lives without our mark.
 
@@ -24,6 +25,8 @@ use super::controllers::{self, Controllers};
 use super::group;
 use super::kernel_error;
 use super::machine::Machine;
+use super::mark::{self, Mark};
+use super::state_dir::StateDir;
 use super::workers;
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
@@ -52,9 +55,13 @@ pub(super) struct Tree {
     pub(super) controllers: Controllers,
     name: String,
     parent: OwnedFd,
-    /// Locked. Zygotes share its open file, and with it the lock.
+    /// Locked. Zygotes share its open file, and with it the lock; unless they are to outlive this program, which then holds the lock
+    /// by itself.
     root: OwnedFd,
     leaf: OwnedFd,
+    _lock: Option<OwnedFd>,
+    /// Whether what is in it outlives this program.
+    stays: bool,
 }
 
 /// What claiming a sandbox's group came to.
@@ -68,21 +75,54 @@ pub(super) enum Claim {
 impl Tree {
     /// Makes the root and the leaf. Takes a moment where the remains of an earlier backend of this name must go first.
     pub(super) fn make(machine: &Machine, config: &LinuxConfig) -> Result<Self, Error> {
-        let (base, parent) = open_base(machine)?;
-        let name = root_name(config);
+        let (base, parent) = open_base(&own_base(machine))?;
+        let name = root_name(&identity_of(config));
         let path = base.join(&name);
         let root = claim_root(&parent, &name, &path)?;
         let made = || -> io::Result<OwnedFd> {
             group::mark(&root, "root")?;
             clear(&root)?;
-            let leaf = group::make(&root, ZYGOTES)?.ok_or(Errno::BUSY)?;
-            group::mark(&leaf, ZYGOTES)?;
-            Ok(leaf)
+            make_leaf(&root)
         };
         let leaf =
             made().map_err(|error| kernel_error(TRIED, format!("cgroup {}", path.display()), error))?;
         let controllers = controllers::enable(machine, &base, &parent, &root, config.move_host_to_leaf);
-        Ok(Self { path, controllers, name, parent, root, leaf })
+        Ok(Self { path, controllers, name, parent, root, leaf, _lock: None, stays: false })
+    }
+
+    /// Opens the root of a state directory with all that is in it, or makes it.
+    ///
+    /// It is where it was made, also if this program has been started in another group since.
+    pub(super) fn open_or_make(
+        machine: &Machine,
+        config: &LinuxConfig,
+        state: &StateDir,
+    ) -> Result<Self, Error> {
+        let name = root_name(&format!("state directory {}", state.path.display()));
+        let noted = state.root().filter(|path| {
+            path.file_name().is_some_and(|noted| *noted == *name)
+                && path.starts_with(&machine.mount)
+                && path.is_dir()
+        });
+        let base = noted.and_then(|path| path.parent().map(Path::to_owned));
+        let (base, parent) = open_base(&base.unwrap_or_else(|| own_base(machine)))?;
+        let path = base.join(&name);
+        let lock = claim_root(&parent, &name, &path)?;
+        let opened = || -> io::Result<(OwnedFd, OwnedFd)> {
+            group::mark(&lock, "root")?;
+            // Another open file, which does not share the lock.
+            let root = group::open(&lock, ".")?.ok_or(Errno::NOENT)?;
+            let leaf = match group::open(&root, ZYGOTES)? {
+                Some(leaf) => leaf,
+                None => make_leaf(&root)?,
+            };
+            state.note_root(&path)?;
+            Ok((root, leaf))
+        };
+        let (root, leaf) =
+            opened().map_err(|error| kernel_error(TRIED, format!("cgroup {}", path.display()), error))?;
+        let controllers = controllers::enable(machine, &base, &parent, &root, config.move_host_to_leaf);
+        Ok(Self { path, controllers, name, parent, root, leaf, _lock: Some(lock), stays: true })
     }
 
     /// Descriptors of the root, the zygotes' leaf and the root's parent. They share our open files.
@@ -98,18 +138,30 @@ impl Tree {
         }
     }
 
+    /// Opens the group of that name, whoever's it is.
+    pub(super) fn open_named(&self, name: &str) -> io::Result<Option<OwnedFd>> {
+        group::open(&self.root, name)
+    }
+
+    /// The numbers and names of all groups but the zygotes'.
+    pub(super) fn groups(&self) -> io::Result<Vec<(u64, String)>> {
+        let mut groups = group::numbered_children(&self.root)?;
+        groups.retain(|(_, name)| name != ZYGOTES);
+        Ok(groups)
+    }
+
     /// Makes a fresh group for a life, with its limits.
     ///
     /// A group of that name which is there already is made away with if nothing lives in it or if it is ours. One in
     /// which something lives that is not ours is left alone, and the claim refused.
-    pub(super) fn claim(&self, instance: &Instance) -> Result<Claim, Error> {
+    pub(super) fn claim(&self, instance: &Instance, ids: Option<u32>) -> Result<Claim, Error> {
         let name = instance.key.file_name(255);
         let failed =
             |error| kernel_error("create", format!("cgroup {}", self.path.join(&name).display()), error);
         // More than two rounds only if somebody else makes and removes groups here at the same time.
         for _ in 0..8 {
             if let Some(group) = group::make(&self.root, &name).map_err(failed)? {
-                return match self.lay_out(&group, instance) {
+                return match self.lay_out(&group, instance, ids) {
                     Ok(number) => Ok(Claim::Made(number)),
                     Err(error) => {
                         drop(group::remove(&self.root, &name));
@@ -141,11 +193,23 @@ impl Tree {
         .remedy("move them out of it or end them")
     }
 
-    fn lay_out(&self, group: &OwnedFd, instance: &Instance) -> Result<u64, Error> {
-        let number = group::mark(group, &format!("{} life {}", instance.key, instance.life))
+    fn lay_out(&self, group: &OwnedFd, instance: &Instance, ids: Option<u32>) -> Result<u64, Error> {
+        let mark = Mark { key: instance.key, life: instance.life, ids };
+        let number = group::mark(group, &mark.to_string())
             .and_then(|()| group::number(group))
             .map_err(|error| kernel_error("create", "its new cgroup", error))?;
+        if self.stays {
+            let keepsake = instance.keepsake();
+            if !keepsake.is_empty()
+                && keepsake.len() <= mark::KEEPSAKE_BYTES
+                // Its owner has it as well, and this is for the day when that is lost.
+                && let Err(error) = group::set_attribute(group, group::KEEPSAKE, &keepsake)
+            {
+                tracing::debug!(sandbox = %instance.key, %error, "nothing is kept on its cgroup for its owner");
+            }
+        }
         self.controllers.limit(group, &instance.spec.limits)?;
+        crate::failpoint::reach("linux.after-group");
         Ok(number)
     }
 
@@ -153,7 +217,13 @@ impl Tree {
     pub(super) fn remove(&self, key: &SandboxKey, number: u64) -> io::Result<bool> {
         match self.open(key, number)? {
             None => Ok(true),
-            Some(_) => group::remove(&self.root, &key.file_name(255)),
+            Some(_) => {
+                let gone = group::remove(&self.root, &key.file_name(255))?;
+                if gone {
+                    crate::failpoint::reach("linux.after-remove");
+                }
+                Ok(gone)
+            }
         }
     }
 
@@ -194,30 +264,43 @@ impl Tree {
     }
 }
 
-/// Opens the group that the root is made in: our own, or the one we have moved the host down from.
-fn open_base(machine: &Machine) -> Result<(PathBuf, OwnedFd), Error> {
+/// The group that the root is made in: our own, or the one we have moved the host down from.
+fn own_base(machine: &Machine) -> PathBuf {
     let own = machine.own_group.as_path();
     let moved_down = own.file_name().is_some_and(|name| name == HOST);
-    let base = if moved_down { own.parent().unwrap_or(own) } else { own };
+    if moved_down { own.parent().unwrap_or(own) } else { own }.to_owned()
+}
+
+fn open_base(base: &Path) -> Result<(PathBuf, OwnedFd), Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::open(base, flags, Mode::empty())
         .map_err(|error| kernel_error(TRIED, format!("our own cgroup {}", base.display()), error.into()))?;
     Ok((base.to_owned(), parent))
 }
 
-/// `sandkeeper-` and 16 hex digits: of the configured name, or of what no other backend of this boot has.
-fn root_name(config: &LinuxConfig) -> String {
+/// What the root is named after: the configured name, or what no other backend of this boot has.
+fn identity_of(config: &LinuxConfig) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let identity = config.name.as_ref().map_or_else(
+    config.name.as_ref().map_or_else(
         || {
             let pid = std::process::id();
             format!("process {pid} of {} number {}", start_time(), COUNTER.fetch_add(1, Ordering::Relaxed))
         },
         |name| format!("name {name}"),
-    );
+    )
+}
+
+/// `sandkeeper-` and 16 hex digits.
+fn root_name(identity: &str) -> String {
     let digest = Sha256::digest(identity.as_bytes());
     let digest: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sandkeeper-{digest}")
+}
+
+fn make_leaf(root: &OwnedFd) -> io::Result<OwnedFd> {
+    let leaf = group::make(root, ZYGOTES)?.ok_or(Errno::BUSY)?;
+    group::mark(&leaf, ZYGOTES)?;
+    Ok(leaf)
 }
 
 /// When this process started, in ticks since the boot, so that a process number used again makes another name.

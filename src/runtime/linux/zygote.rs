@@ -14,6 +14,9 @@
 //!  ├─────────────────────────────▶│ wait4
 //! ```
 //!
+//! Zygotes that have a state directory outlive their host, keep its sandboxes' remains, and wait for the next one (`greet`).
+//! The others end everything when it is gone.
+//!
 //! A zygote is single-threaded and waits for no child. One per core is as fast as it gets; the kernel's work
 //! is all there is.
 
@@ -26,10 +29,13 @@ use parking_lot::RwLock;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
-use super::channel::{Launching, Newborn, Process, Unasked, init_file};
+use super::channel::{Newborn, Process, Unasked};
 use super::failure;
+use super::greet::Greeting;
+use super::launch::{Launching, init_file};
 use super::plan::Plan;
-use super::protocol::{Kind, Reader, Report, Step};
+use super::protocol::{Child, Kind, Reader, Report, Step, VERSION, bytes_of};
+use super::state_dir::Sockets;
 use crate::error::{Error, ErrorKind};
 
 /// A zygote that lived for less long is replaced only after a pause.
@@ -57,7 +63,9 @@ pub(super) struct Groups {
 /// What a start needs beside its plan.
 pub(super) struct Files {
     /// The sandbox's cgroup.
-    pub(super) group: OwnedFd,
+    pub(super) group: Arc<OwnedFd>,
+    /// What its zygote tells the next host of it.
+    pub(super) child: Child,
     /// The network namespace to join; nothing for what the plan says.
     pub(super) network: Option<Arc<OwnedFd>>,
 }
@@ -73,11 +81,16 @@ pub(super) struct Spawned {
     pub(super) zygote: ZygoteId,
 }
 
-/// The zygotes of one keeper. When it is dropped they end every sandbox of theirs, and themselves.
+/// The zygotes of one keeper. When it is dropped they end every sandbox of theirs, and themselves; those that stay wait for the
+/// next host instead.
 pub(super) struct Zygotes {
     slots: Box<[RwLock<Arc<Process>>]>,
+    /// Of another version than this program. They keep the children they have, and end with the last.
+    old: RwLock<Vec<Arc<Process>>>,
     init: OwnedFd,
     groups: Groups,
+    /// Where they stay, if they do.
+    sockets: Option<Arc<Sockets>>,
     next_slot: AtomicUsize,
     next_id: AtomicU64,
     closing: AtomicBool,
@@ -92,26 +105,61 @@ impl Zygotes {
     /// - [`ErrorKind::PermissionDenied`]: a right is missing.
     /// - [`ErrorKind::FailedPrecondition`]: the machine refuses a step, which the error names.
     pub(super) fn launch(count: usize, groups: Groups) -> Result<Arc<Self>, Error> {
+        Ok(Self::take_over(count, groups, None, Vec::new(), VERSION)?.0)
+    }
+
+    /// Takes over those that an earlier host has left, and starts what is missing of `count`. What children there are comes back
+    /// beside it.
+    ///
+    /// With `sockets` they outlive this program. Those of another version than `version` are only waited for.
+    pub(super) fn take_over(
+        count: usize,
+        groups: Groups,
+        sockets: Option<Arc<Sockets>>,
+        left: Vec<Greeting>,
+        version: u32,
+    ) -> Result<(Arc<Self>, Vec<(ZygoteId, Child)>), Error> {
         let init = init_file()?;
-        let launching: Vec<_> =
-            (0..count.max(1)).map(|_| Launching::start(&init, &groups)).collect::<Result<_, _>>()?;
-        let mut slots = Vec::with_capacity(launching.len());
-        for (id, launching) in launching.into_iter().enumerate() {
-            slots.push(RwLock::new(launching.finish(ZygoteId(id as u64))?));
+        let ours = left.iter().filter(|greeting| greeting.version == version).count();
+        let launching: Vec<_> = (ours..count.max(1))
+            .map(|_| Launching::start(&init, &groups, sockets.as_ref()))
+            .collect::<Result<_, _>>()?;
+        let (mut slots, mut old, mut children) = (Vec::new(), Vec::new(), Vec::new());
+        let mut ids = (0..).map(ZygoteId);
+        for (greeting, id) in left.into_iter().zip(&mut ids) {
+            let process = Process::new(id, greeting.connection)?;
+            children.extend(greeting.children.into_iter().map(|child| (id, child)));
+            if greeting.version == version {
+                slots.push(RwLock::new(process));
+            } else if process.retire().is_ok() {
+                tracing::info!(
+                    zygote_pid = process.pid,
+                    version = greeting.version,
+                    "zygote of another version"
+                );
+                old.push(process);
+            }
         }
-        let next_id = AtomicU64::new(slots.len() as u64);
+        for (launching, id) in launching.into_iter().zip(&mut ids) {
+            slots.push(RwLock::new(launching.finish(id)?));
+        }
         let this = Arc::new(Self {
             slots: slots.into(),
+            old: RwLock::new(old),
             init,
             groups,
+            sockets,
             next_slot: AtomicUsize::new(0),
-            next_id,
+            next_id: AtomicU64::new(ids.next().map_or(u64::MAX, |id| id.0)),
             closing: AtomicBool::new(false),
         });
         for slot in 0..this.slots.len() {
             tokio::spawn(watch(Arc::downgrade(&this), slot, Arc::clone(&this.slots[slot].read())));
         }
-        Ok(this)
+        for process in this.old.read().iter() {
+            tokio::spawn(watch_old(Arc::downgrade(&this), Arc::clone(process)));
+        }
+        Ok((this, children))
     }
 
     /// Starts a sandbox. Returns when it runs: for a process, when it has been executed.
@@ -134,7 +182,7 @@ impl Zygotes {
         fds.extend(network(plan, &files)?);
         fds.extend(builder.as_ref().and_then(Newborn::pidfd));
         fds.extend(plan.stdio());
-        let answer = zygote.request(Kind::Spawn, &plan.spawn, &fds).await;
+        let answer = zygote.request(Kind::Spawn, [bytes_of(&files.child), &plan.spawn], &fds).await;
         drop(fds);
         drop(write);
         // The leader has a copy of its mounts, or never will. It ends by itself from here.
@@ -149,16 +197,33 @@ impl Zygotes {
     /// has been read. Does not block, and does nothing for a zygote that is gone: its children are reaped by
     /// whoever inherited them.
     pub(super) fn reap(&self, zygote: ZygoteId, pid: u32) {
-        let process =
-            self.slots.iter().map(|slot| Arc::clone(&slot.read())).find(|process| process.id == zygote);
-        if let Some(process) = process {
+        if let Some(process) = self.find(zygote) {
             process.reap(pid);
         }
     }
 
+    /// Has a child killed and reaped by its zygote. As [`reap`](Self::reap), it does not block.
+    pub(super) fn discard(&self, zygote: ZygoteId, pid: u32) {
+        if let Some(process) = self.find(zygote) {
+            process.discard(pid);
+        }
+    }
+
+    /// Whether a zygote lives, as the kernel says: then none of its unreaped children's numbers is another process's.
+    pub(super) fn lives(&self, zygote: ZygoteId) -> bool {
+        self.find(zygote).is_some_and(|process| !process.has_ended())
+    }
+
+    fn find(&self, zygote: ZygoteId) -> Option<Arc<Process>> {
+        let mut slots = self.slots.iter().map(|slot| Arc::clone(&slot.read()));
+        let found = slots.find(|process| process.id == zygote);
+        found.or_else(|| self.old.read().iter().find(|process| process.id == zygote).cloned())
+    }
+
     /// The living zygotes.
     pub(super) fn pids(&self) -> Vec<u32> {
-        let processes = self.slots.iter().map(|slot| Arc::clone(&slot.read()));
+        let slots = self.slots.iter().map(|slot| Arc::clone(&slot.read()));
+        let processes = slots.chain(self.old.read().iter().cloned().collect::<Vec<_>>());
         processes.filter(|process| process.is_alive()).map(|process| process.pid).collect()
     }
 
@@ -174,7 +239,7 @@ impl Zygotes {
     /// Puts another zygote into a slot. Blocks for some milliseconds.
     fn replace(&self, slot: usize) -> Result<Arc<Process>, Error> {
         let id = ZygoteId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let process = Launching::start(&self.init, &self.groups)?.finish(id)?;
+        let process = Launching::start(&self.init, &self.groups, self.sockets.as_ref())?.finish(id)?;
         *self.slots[slot].write() = Arc::clone(&process);
         Ok(process)
     }
@@ -184,6 +249,15 @@ impl Drop for Zygotes {
     fn drop(&mut self) {
         self.closing.store(true, Ordering::Release);
         self.slots.iter().for_each(|slot| slot.read().hang_up());
+        self.old.read().iter().for_each(|process| process.hang_up());
+    }
+}
+
+/// Waits for the end of a zygote that is not replaced.
+async fn watch_old(zygotes: Weak<Zygotes>, process: Arc<Process>) {
+    process.run().await;
+    if let Some(owner) = zygotes.upgrade() {
+        owner.old.write().retain(|other| !Arc::ptr_eq(other, &process));
     }
 }
 
@@ -265,7 +339,7 @@ async fn build(zygote: &Process, plan: &Plan, body: &[u8], files: &Files) -> Res
     let mut fds: Vec<BorrowedFd<'_>> = vec![files.group.as_fd(), write.as_fd()];
     fds.extend(network(plan, files)?);
     fds.extend(plan.trees());
-    let answer = zygote.request(Kind::Build, body, &fds).await;
+    let answer = zygote.request(Kind::Build, [body, &[]], &fds).await;
     drop(fds);
     drop(write);
     let builder = answer

@@ -9,8 +9,8 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::super::plan::PlanNetwork;
 use super::super::rig::{
-    End, Rig, Root, cgroup_mount, make_root, new_network, nothing_is_left, ok, open_dir, plan, plan_with,
-    refused, shell, until,
+    End, Rig, Root, cgroup_mount, files, make_root, new_network, nothing_is_left, ok, open_dir, plan,
+    plan_with, refused, shell, until,
 };
 use super::*;
 use crate::spec::{ProcessSpec, RootFs, SandboxSpec};
@@ -140,7 +140,7 @@ async fn a_start_that_hangs_holds_up_nobody() {
         let path = rig.group_path();
         fs::write(path.join("cgroup.freeze"), "1").unwrap();
         let plan = ok(plan(spec));
-        let files = Files { group: open_dir(&path), network: None };
+        let files = files(open_dir(&path));
         let mut hanging = std::pin::pin!(rig.zygotes.spawn(&plan, files));
         let soon = Duration::from_millis(100);
         assert!(tokio::time::timeout(soon, &mut hanging).await.is_err(), "a frozen process has run");
@@ -158,7 +158,7 @@ async fn what_is_killed_during_its_set_up_is_told_so() {
     let path = rig.group_path();
     fs::write(path.join("cgroup.freeze"), "1").unwrap();
     let plan = ok(plan(SandboxSpec::default()));
-    let files = Files { group: open_dir(&path), network: None };
+    let files = files(open_dir(&path));
     let mut hanging = std::pin::pin!(rig.zygotes.spawn(&plan, files));
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut hanging).await.is_err());
     fs::write(path.join("cgroup.kill"), "1").unwrap();
@@ -262,7 +262,7 @@ async fn a_dropped_keeper_removes_its_groups_wherever_its_zygotes_end() {
     let group = root.join("box");
     fs::create_dir(&group).unwrap();
     crate::runtime::linux::group::mark(open_dir(&group), "a test").unwrap();
-    let files = Files { group: open_dir(&group), network: None };
+    let files = files(open_dir(&group));
     let spawned = ok(zygotes.spawn(&ok(plan(SandboxSpec::default())), files).await);
     drop(zygotes);
     let mut ended = [rustix::event::PollFd::new(&spawned.pidfd, rustix::event::PollFlags::IN)];
@@ -316,7 +316,7 @@ async fn every_kind_of_network_is_entered_and_left() {
                 spec.network = crate::spec::Network::None;
             }
             let given = (name == "given").then(|| Arc::new(new_network()));
-            let files = Files { group: rig.group(), network: given.clone() };
+            let files = Files { network: given.clone(), ..rig.files() };
             let spawned = ok(rig.zygotes.spawn(&ok(plan_with(spec, network)), files).await);
             let found = net(&spawned.pid.to_string());
             match name {

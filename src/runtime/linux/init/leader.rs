@@ -4,7 +4,7 @@
 use core::ffi::CStr;
 
 use crate::main_process::{self, MainProcess};
-use crate::protocol::{Decoded, Report, Step, bytes_of, exit_name, flag};
+use crate::protocol::{Decoded, Report, SETUP_NAME, Step, bytes_of, exit_name, flag};
 use crate::sys::{self, Fd, ms, ns, pr};
 use crate::zygote::{NULL, Received};
 use crate::{At, Failure, report_of};
@@ -47,7 +47,7 @@ pub(crate) struct Descriptors<'a> {
 
 /// What runs in the new PID 1.
 pub(crate) fn run(plan: &Decoded<'_>, descriptors: Descriptors<'_>) -> ! {
-    sys::set_name(c"sk-init".as_ptr());
+    sys::set_name(SETUP_NAME.as_ptr());
     let released = descriptors.release.is_some();
     let started = arrange(plan, descriptors)
         .and_then(|()| wait_for_release(released))
@@ -63,7 +63,7 @@ pub(crate) fn run(plan: &Decoded<'_>, descriptors: Descriptors<'_>) -> ! {
 }
 
 pub(crate) fn report(report: Report) {
-    // If the host is gone, so will be this process: its cgroup is killed.
+    // If the host is gone, the next one is told by this process's name.
     let _ = sys::write(REPORT, bytes_of(&report));
 }
 
@@ -220,6 +220,7 @@ fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
 
 /// Says that the set-up is done, and holds no descriptor from then on.
 fn ready() {
+    sys::set_name(c"sk-init".as_ptr());
     // By range, since that is what the filter of a pause leader allows.
     let _ = sys::close_range(0, REPORT - 1);
     report(Report { step: Step::Ready as u32, errno: 0 });

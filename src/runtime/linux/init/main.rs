@@ -15,6 +15,8 @@
 #![allow(missing_docs)]
 
 mod builder;
+mod children;
+mod hosts;
 mod leader;
 mod main_process;
 mod orphan;

@@ -1,4 +1,4 @@
-//! What a zygote does when its host is gone: ends every sandbox, and leaves nothing behind.
+//! What a zygote that is not to stay does when its host is gone: ends every sandbox, and leaves nothing behind.
 //!
 //! All zygotes of a host do this at once; each does all of it, and what another has done already is no error.
 
@@ -31,14 +31,18 @@ pub(crate) fn clean_up() -> ! {
         }
         sys::sleep_milliseconds(ROUND_MILLISECONDS);
     }
-    // Out of the leaf, so that it can be removed; whoever is last removes it. If no process may be there, the
-    // leaf stays.
+    remove_own_groups();
+    sys::exit(0)
+}
+
+/// Leaves the leaf, so that it can be removed, and removes it and the root if nothing else is in them; whoever is last does. If
+/// no process may be where this one goes, the leaf stays.
+pub(crate) fn remove_own_groups() {
     let _ = sys::write_at(PARENT, c"cgroup.procs", b"0");
-    remove_by_inode(ROOT, leaf);
+    remove_by_inode(ROOT, inode(LEAF, c"").ok());
     if let Ok(above) = open_dir(ROOT, c"..") {
         remove_by_inode(above, inode(ROOT, c"").ok());
     }
-    sys::exit(0)
 }
 
 /// Removes the directory of this inode, whatever it is called.
@@ -94,17 +98,20 @@ fn remove_tree(parent: Fd, name: &CStr, depth: u32) -> Result<(), Errno> {
 }
 
 fn remove(parent: Fd, name: &CStr) -> Result<(), Errno> {
-    // SAFETY: the name is a NUL-terminated string.
-    unsafe { sys::call(sys::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0]) }
-        .map(drop)
+    unlink(parent, name, AT_REMOVEDIR)
 }
 
-fn open_dir(parent: Fd, name: &CStr) -> Result<Fd, Errno> {
+pub(crate) fn unlink(parent: Fd, name: &CStr, flags: usize) -> Result<(), Errno> {
+    // SAFETY: the name is a NUL-terminated string.
+    unsafe { sys::call(sys::UNLINKAT, [parent as usize, name.as_ptr() as usize, flags, 0, 0]) }.map(drop)
+}
+
+pub(crate) fn open_dir(parent: Fd, name: &CStr) -> Result<Fd, Errno> {
     sys::open_at(parent, name, sys::O_DIRECTORY | sys::O_CLOEXEC)
 }
 
 /// The inode number of what a descriptor leads to.
-fn inode(fd: Fd, path: &CStr) -> Result<u64, Errno> {
+pub(crate) fn inode(fd: Fd, path: &CStr) -> Result<u64, Errno> {
     const EMPTY_PATH: usize = 0x1000;
     // struct stat of x86_64: device, then inode.
     let mut stat = [0_u64; 18];

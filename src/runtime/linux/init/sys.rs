@@ -14,7 +14,7 @@ macro_rules! calls {
     ($($name:ident = $number:literal),+ $(,)?) => { $(pub(crate) const $name: usize = $number;)+ };
 }
 calls! {
-    READ = 0, WRITE = 1, CLOSE = 3, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, MADVISE = 28, PAUSE = 34,
+    READ = 0, WRITE = 1, CLOSE = 3, POLL = 7, GETPID = 39, LISTEN = 50, GETSOCKOPT = 55, FLOCK = 73, GETUID = 102, ACCEPT4 = 288, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, MADVISE = 28, PAUSE = 34,
     NANOSLEEP = 35, SENDMSG = 46, RECVMSG = 47, CLONE = 56, EXECVE = 59, WAIT4 = 61, KILL = 62, CHDIR = 80,
     FCHDIR = 81, UMASK = 95, SETSID = 112, SETGROUPS = 116, SETRESUID = 117, SETRESGID = 119, CAPSET = 126,
     RT_SIGTIMEDWAIT = 128, PIVOT_ROOT = 155, PRCTL = 157, CHROOT = 161, MOUNT = 165, UMOUNT2 = 166, SETHOSTNAME = 170,
@@ -153,6 +153,7 @@ pub(crate) fn plain(number: usize, arguments: [usize; 5]) -> Outcome {
 pub(crate) const EPERM: Errno = 1;
 pub(crate) const ENOENT: Errno = 2;
 pub(crate) const EINTR: Errno = 4;
+pub(crate) const EAGAIN: Errno = 11;
 pub(crate) const EACCES: Errno = 13;
 pub(crate) const ENOTDIR: Errno = 20;
 pub(crate) const EINVAL: Errno = 22;
@@ -382,6 +383,16 @@ pub(crate) fn wait(pid: i32, no_hang: bool) -> Result<(u32, u32), Errno> {
     // SAFETY: the status is written to a place that outlives the call; no resource usage is asked for.
     let who = unsafe { call(WAIT4, arguments) }?;
     Ok((who as u32, status))
+}
+
+/// Waits until this descriptor can be read, for so long at most. Whether it can.
+pub(crate) fn wait_readable(fd: Fd, milliseconds: u32) -> bool {
+    const POLLIN: u64 = 1;
+    // struct pollfd: the descriptor, and 16 bits each of what is asked for and what is so.
+    let mut polled: u64 = fd as u32 as u64 | POLLIN << 32;
+    // SAFETY: one pollfd, of 8 bytes, to read and write.
+    let ready = unsafe { call(POLL, [&raw mut polled as usize, 1, milliseconds as usize, 0, 0]) };
+    matches!(ready, Ok(1..))
 }
 
 pub(crate) fn sleep_milliseconds(milliseconds: u64) {

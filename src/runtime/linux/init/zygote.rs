@@ -3,8 +3,11 @@
 use core::ffi::c_char;
 use core::mem::size_of;
 
+use crate::children::Children;
+use crate::hosts::Staying;
 use crate::protocol::{
-    Answer, Decoded, Header, Kind, MAX_FDS, MAX_MESSAGE, Reader, Report, Step, VERSION, bytes_of, flag,
+    Answer, Child, Decoded, Header, Kind, Listing, MAX_FDS, MAX_LISTED, MAX_MESSAGE, Reader, Report, Step, VERSION,
+    Welcome, bytes_of, flag,
 };
 use crate::sys::{self, Errno, Fd, ns};
 use crate::{At, Failure, builder, leader, orphan, report_of, template};
@@ -28,8 +31,14 @@ const OWN_MOUNTS: Fd = 7;
 const OWN_NETWORK: Fd = 8;
 /// The host's network namespace.
 const HOST_NETWORK: Fd = 9;
+/// Where the next host connects, and the directory that socket is in; for a zygote that is not to stay, /dev/null again.
+pub(crate) const LISTEN: Fd = 10;
+pub(crate) const SOCKETS: Fd = 11;
 /// The first number of what comes along with a request.
-const RECEIVED: Fd = 10;
+const RECEIVED: Fd = 12;
+
+/// How often it looks whether a child that it has killed has ended.
+const DISCARD_MILLISECONDS: u32 = 10;
 
 /// The descriptors of one request, closed at its end.
 pub(crate) struct Received {
@@ -73,26 +82,62 @@ pub(crate) fn run() -> ! {
     let set_up = receive(buffer)
         .at(Step::Understand)
         .and_then(|(length, mut fds)| set_up(&buffer[..length], &mut fds));
-    let report = set_up.map_or_else(report_of, |()| Report { step: Step::Ready as u32, errno: 0 });
-    let _ = send(0, Answer { pid: 0, report, padding: 0 }, None);
-    if set_up.is_err() {
-        sys::exit(1);
-    }
-    loop {
-        match receive(buffer) {
-            Ok((0, _)) => orphan::clean_up(),
-            Ok((length, fds)) => {
-                serve(&buffer[..length], fds);
-                give_back(buffer, length);
+    let report = match &set_up {
+        Ok(_) => Report { step: Step::Ready as u32, errno: 0 },
+        Err(failure) => report_of(*failure),
+    };
+    let _ = send_answer(0, Answer { pid: 0, report, padding: 0 }, None);
+    let Ok(staying) = set_up else { sys::exit(1) };
+    // SAFETY: here, and nowhere else.
+    let children = unsafe { Children::new() };
+    Zygote { children, staying, retired: false }.serve_hosts(buffer)
+}
+
+/// What a zygote knows.
+struct Zygote {
+    children: Children,
+    /// Nothing for one that ends with its host, and ends all sandboxes then.
+    staying: Option<Staying>,
+    /// Whether it makes nothing any more.
+    retired: bool,
+}
+
+impl Zygote {
+    fn serve_hosts(mut self, buffer: &mut [u8; MAX_MESSAGE]) -> ! {
+        loop {
+            if self.children.any_discarded() && !sys::wait_readable(CONTROL, DISCARD_MILLISECONDS) {
+                self.children.reap_discarded();
+                self.end_if_retired();
+                continue;
             }
-            Err(sys::EINTR) => {}
-            Err(_) => orphan::clean_up(),
+            match receive(buffer) {
+                Ok((length @ 1.., fds)) => {
+                    self.serve(&buffer[..length], fds);
+                    give_back(buffer, length);
+                    self.end_if_retired();
+                }
+                Err(sys::EINTR) => {}
+                Ok((0, _)) | Err(_) => match &self.staying {
+                    Some(staying) => staying.wait_for_host(&mut self.children, self.retired),
+                    None => orphan::clean_up(),
+                },
+            }
+        }
+    }
+
+    fn end_if_retired(&self) {
+        if let Some(staying) = &self.staying
+            && self.retired
+            && self.children.count() == 0
+        {
+            staying.end();
         }
     }
 }
 
-fn set_up(message: &[u8], fds: &mut Received) -> Result<(), Failure> {
-    let header: Header = Reader::new(message).value().ok_or((Step::Understand, sys::EINVAL))?;
+fn set_up(message: &[u8], fds: &mut Received) -> Result<Option<Staying>, Failure> {
+    let mut reader = Reader::new(message);
+    let header: Header = reader.value().ok_or((Step::Understand, sys::EINVAL))?;
     if header.version != VERSION || header.kind != Kind::SetUp as u32 {
         return Err((Step::Understand, sys::EINVAL));
     }
@@ -102,6 +147,15 @@ fn set_up(message: &[u8], fds: &mut Received) -> Result<(), Failure> {
             return Err((Step::Understand, sys::EINVAL));
         }
     }
+    let stays = !reader.is_empty();
+    for place in [LISTEN, SOCKETS] {
+        let fd = fds.next_if(stays)?.unwrap_or(NULL_AGAIN);
+        sys::duplicate(fd, place, sys::O_CLOEXEC).at(Step::Listen)?;
+        if stays {
+            sys::close(fd);
+        }
+    }
+    let staying = if stays { Some(Staying::new(reader)?) } else { None };
     sys::write_at(LEAF, c"cgroup.procs", b"0").at(Step::JoinLeaf)?;
     sys::plain(sys::SETSID, [0; 5]).at(Step::Session)?;
     let _ = sys::plain(sys::UMASK, [0o022, 0, 0, 0, 0]);
@@ -116,9 +170,13 @@ fn set_up(message: &[u8], fds: &mut Received) -> Result<(), Failure> {
     let null = sys::open_at(sys::AT_FDCWD, c"/dev/null", sys::O_RDWR | sys::O_CLOEXEC);
     keep(null, NULL).at(Step::Devices)?;
     sys::duplicate(NULL, NULL_AGAIN, sys::O_CLOEXEC).at(Step::Devices)?;
+    if !stays {
+        sys::duplicate(NULL, LISTEN, sys::O_CLOEXEC).at(Step::Devices)?;
+        sys::duplicate(NULL, SOCKETS, sys::O_CLOEXEC).at(Step::Devices)?;
+    }
     // What is kept must not be closed with the message.
     fds.count = 0;
-    Ok(())
+    Ok(staying)
 }
 
 /// Puts a descriptor at its number.
@@ -131,36 +189,60 @@ fn keep(fd: Result<Fd, Errno>, at: Fd) -> Result<(), Errno> {
     Ok(())
 }
 
-fn serve(message: &[u8], fds: Received) {
-    let mut reader = Reader::new(message);
-    let Some(header) = reader.value::<Header>() else { return };
-    let body = &message[size_of::<Header>()..];
-    let kind = if header.version == VERSION { Kind::from_u32(header.kind) } else { None };
-    let made = match kind {
-        Some(Kind::Reap) => return reap(reader),
-        Some(Kind::Build) => build(body, fds),
-        Some(Kind::Spawn) => spawn(body, fds),
-        _ => Err((Step::Understand, sys::EINVAL)),
-    };
-    match made {
-        Ok((pid, pidfd)) => {
-            let report = Report { step: Step::Ready as u32, errno: 0 };
-            let _ = send(header.request, Answer { pid, report, padding: 0 }, Some(pidfd));
-            sys::close(pidfd);
+impl Zygote {
+    fn serve(&mut self, message: &[u8], fds: Received) {
+        let mut reader = Reader::new(message);
+        let Some(header) = reader.value::<Header>() else { return };
+        let body = &message[size_of::<Header>()..];
+        let made = match Kind::from_u32(header.kind) {
+            Some(Kind::Reap) => return each_pid(reader, |pid| self.children.reap(pid)),
+            Some(Kind::Discard) => return each_pid(reader, |pid| self.children.discard(pid)),
+            Some(Kind::Hello) => return self.welcome(header),
+            Some(Kind::List) => return self.list(header, reader),
+            Some(Kind::Retire) => {
+                self.retired = true;
+                return;
+            }
+            Some(Kind::Build | Kind::Spawn) if self.retired => Err((Step::Retired, sys::EPERM)),
+            Some(Kind::Build | Kind::Spawn) if self.children.is_full() => Err((Step::Clone, sys::EAGAIN)),
+            Some(Kind::Build) if header.version == VERSION => build(body, fds).map(|child| (child, Child::default())),
+            Some(Kind::Spawn) if header.version == VERSION => {
+                let child = reader.value::<Child>().ok_or((Step::Understand, sys::EINVAL));
+                child.and_then(|child| Ok((spawn(&body[size_of::<Child>()..], fds)?, child)))
+            }
+            _ => Err((Step::Understand, sys::EINVAL)),
+        };
+        match made {
+            Ok(((pid, pidfd), child)) => {
+                self.children.add(Child { pid, ..child });
+                let report = Report { step: Step::Ready as u32, errno: 0 };
+                let _ = send_answer(header.request, Answer { pid, report, padding: 0 }, Some(pidfd));
+                sys::close(pidfd);
+            }
+            Err(failure) => {
+                let answer = Answer { pid: 0, report: report_of(failure), padding: 0 };
+                let _ = send_answer(header.request, answer, None);
+            }
         }
-        Err(failure) => {
-            let _ = send(header.request, Answer { pid: 0, report: report_of(failure), padding: 0 }, None);
-        }
+    }
+
+    fn welcome(&self, asked: Header) {
+        let pid = sys::plain(sys::GETPID, [0; 5]).map_or(0, |pid| pid as u32);
+        let welcome = Welcome { pid, children: self.children.count() as u32 };
+        let _ = send(Kind::Hello, asked.request, bytes_of(&welcome), &[], None);
+    }
+
+    fn list(&self, asked: Header, mut body: Reader<'_>) {
+        let from = body.value::<u32>().unwrap_or(u32::MAX);
+        let (count, bytes) = self.children.bytes(from as usize, MAX_LISTED);
+        let listing = Listing { children: self.children.count() as u32, count: count as u32 };
+        let _ = send(Kind::List, asked.request, bytes_of(&listing), bytes, None);
     }
 }
 
-/// Reaps children of which the host has read all it wants to know.
-fn reap(mut pids: Reader<'_>) {
+fn each_pid(mut pids: Reader<'_>, mut each: impl FnMut(u32)) {
     while let Some(pid) = pids.value::<u32>() {
-        // Never 0 or above i32::MAX: those would mean any child.
-        if i32::try_from(pid).is_ok_and(|pid| pid > 0) {
-            let _ = sys::wait(pid as i32, true);
-        }
+        each(pid);
     }
 }
 
@@ -370,29 +452,32 @@ fn receive(buffer: &mut [u8]) -> Result<(usize, Received), Errno> {
 }
 
 /// Sends an answer, with a descriptor if there is one.
-fn send(request: u64, answer: Answer, fd: Option<Fd>) -> sys::Outcome {
-    let header = Header { version: VERSION, kind: Kind::Answer as u32, request };
-    let mut bytes = [0; size_of::<Header>() + size_of::<Answer>()];
-    bytes[..size_of::<Header>()].copy_from_slice(bytes_of(&header));
-    bytes[size_of::<Header>()..].copy_from_slice(bytes_of(&answer));
+fn send_answer(request: u64, answer: Answer, fd: Option<Fd>) -> sys::Outcome {
+    send(Kind::Answer, request, bytes_of(&answer), &[], fd)
+}
+
+/// Sends a message of two parts.
+fn send(kind: Kind, request: u64, first: &[u8], second: &[u8], fd: Option<Fd>) -> sys::Outcome {
+    let header = Header { version: VERSION, kind: kind as u32, request };
     let mut control = Control {
         length: CONTROL_HEADER + 4,
         level: SOL_SOCKET,
         kind: SCM_RIGHTS,
         fds: [fd.unwrap_or(-1), 0],
     };
-    let mut vector = Vector { base: bytes.as_mut_ptr(), length: bytes.len() };
+    let mut vectors = [bytes_of(&header), first, second]
+        .map(|part| Vector { base: part.as_ptr().cast_mut(), length: part.len() });
     let message = MessageHeader {
         name: 0,
         name_length: 0,
-        vectors: &raw mut vector,
-        vector_count: 1,
+        vectors: vectors.as_mut_ptr(),
+        vector_count: vectors.len(),
         control: (&raw mut control).cast(),
         control_length: if fd.is_some() { size_of::<Control<2>>() } else { 0 },
         flags: 0,
     };
     // A signal for a host that is gone is blocked; the next message to receive is its end.
-    // SAFETY: the header describes the bytes and the control structure, both alive.
+    // SAFETY: the header describes the parts, which are only read, and the control structure, all alive.
     unsafe { sys::call(sys::SENDMSG, [CONTROL as usize, &raw const message as usize, 0, 0, 0]) }
 }
 
@@ -407,7 +492,7 @@ fn give_back(buffer: &mut [u8], length: usize) {
     }
 }
 
-const _: () = assert!(RECEIVED == HOST_NETWORK + 1);
+const _: () = assert!(LISTEN == HOST_NETWORK + 1 && RECEIVED == SOCKETS + 1);
 
 /// A C string of a plan, whose texts end in NUL.
 pub(crate) fn pointer(text: &[u8]) -> *const c_char {

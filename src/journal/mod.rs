@@ -149,14 +149,6 @@ impl Journal {
         self.inner.writer.set_source(source);
     }
 
-    /// Why nothing can be written at the moment, if that is so.
-    pub fn trouble(&self) -> Option<String> {
-        None
-    }
-
-    /// Waits until all that was given is durable, or has failed. Blocks.
-    pub fn flush(&self) {}
-
     /// Writes a change, together with whatever else is waiting. Returns at once; `then` hears when it is durable.
     ///
     /// A change that cannot be written is kept, and tried again every second and with the next change, until it is written

@@ -3,15 +3,26 @@
 #[path = "grpc/house.rs"]
 mod house;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use hyper_util::rt::TokioIo;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandkeeper::runtime::memory::MemoryRuntime;
 use sandkeeper::spec::SandboxSpec;
 use sandkeeper::surface::grpc::Client;
+use sandkeeper::wire::generated::SweepRequest;
+use sandkeeper::wire::generated::keeper_client::KeeperClient;
 use sandkeeper::{Controller, ErrorKind, Keeper};
+use tokio::net::UnixStream;
 use tokio::task::{JoinHandle, JoinSet};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 use house::{House, key, on_one_core_and_on_two, until};
 
@@ -116,6 +127,59 @@ fn ten_thousand_abandoned_waits_and_a_thousand_watches_leave_nothing() {
         client.stop(&key("a"), None).await.unwrap();
         house.close().await;
     });
+}
+
+/// A channel over a socket that was made before, so that connecting needs no descriptor here.
+async fn connect(socket: OwnedFd, path: &Path) -> Channel {
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    let stream = StdUnixStream::from(socket);
+    stream.set_nonblocking(true).unwrap();
+    let stream = Mutex::new(Some(stream));
+    let dial = move |_: Uri| {
+        let stream = stream.lock().unwrap().take().ok_or(std::io::ErrorKind::ConnectionRefused);
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::from_std(stream?)?)) }
+    };
+    Endpoint::from_static("http://test").connect_with_connector(tower::service_fn(dial)).await.unwrap()
+}
+
+/// C24: with no descriptor left in the process, open connections are served, and so are a few new ones, for somebody has to be
+/// able to ask for fewer sandboxes; further ones are served as soon as there is one again.
+#[test]
+fn at_the_descriptor_limit_callers_are_still_served() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..before }).unwrap();
+    on_one_core_and_on_two(async || {
+        let house = House::open().await;
+        let mut client = house.client().await;
+        client.start(&key("a"), Some(&SandboxSpec::default())).await.unwrap();
+        let socket = || rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let mut sockets: Vec<_> = (0..12).map(|_| socket()).collect();
+        let mut rest = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            rest.push(file);
+        }
+        client.ping(&key("a")).await.expect("who is there is served");
+        let mut served = Vec::new();
+        for socket in sockets.drain(..8) {
+            let mut calls = KeeperClient::new(connect(socket, &house.path).await);
+            calls.sweep(SweepRequest {}).await.expect("with a descriptor that was kept for that");
+            served.push(calls);
+        }
+        let mut late = JoinSet::new();
+        for socket in sockets {
+            let channel = connect(socket, &house.path).await;
+            late.spawn(async move { KeeperClient::new(channel).sweep(SweepRequest {}).await.map(drop) });
+        }
+        client.ping(&key("a")).await.expect("who is there is served");
+        assert!(late.try_join_next().is_none(), "there is nothing to let them in with");
+        drop(rest);
+        while let Some(sweep) = late.join_next().await {
+            sweep.unwrap().expect("it had to wait, and no more");
+        }
+        house.close().await;
+    });
+    setrlimit(Resource::Nofile, before).unwrap();
 }
 
 /// Goal: as many waits as the service promises, open at once on one connection; each is told.

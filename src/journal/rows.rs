@@ -51,10 +51,8 @@ impl Rows {
     }
 }
 
-type Row<'a> = Result<
-    (redb::AccessGuard<'a, &'static str>, redb::AccessGuard<'a, &'static [u8]>),
-    redb::StorageError,
->;
+type Row<'a> =
+    Result<(redb::AccessGuard<'a, &'static str>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>;
 
 /// Reads rows until the end, the first that cannot be read, or the first that is out of order: pages that lead in a circle
 /// give keys again. Whether it came to the end.

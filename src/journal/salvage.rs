@@ -123,7 +123,13 @@ pub(super) fn save(place: &Place, store: &mut Store) -> Result<(), Fault> {
     let of_this_boot = found.states.0.iter().any(|(key, state)| record::is_of_boot(key, state, boot));
     let (specs, states) = (found.specs.0.len(), found.states.0.len());
     let read = join(found.specs, found.states, boot);
-    tracing::warn!(file = name, specs, states, sandboxes = read.sandboxes.len(), "read what can be read of a damaged file");
+    tracing::warn!(
+        file = name,
+        specs,
+        states,
+        sandboxes = read.sandboxes.len(),
+        "read what can be read of a damaged file"
+    );
     store.transact(|tables, meta| {
         for sandbox in &read.sandboxes {
             let net = Net::Define(sandbox.spec.clone(), sandbox.state);

@@ -75,7 +75,8 @@ impl Store {
             return Err(Fault::Broken("it is empty".to_owned()));
         }
         let database = open_database(place, &place.file(), New::No)?;
-        let mut store = Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
+        let mut store =
+            Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
         store.meta = guarded(|| {
             let txn = store.database().begin_read()?;
             let table = txn.open_table(META)?;
@@ -86,7 +87,9 @@ impl Store {
         })?;
         if store.meta.format != FORMAT {
             let found = store.meta.format;
-            return Err(Fault::Broken(format!("it is of format {found}, and this program reads format {FORMAT}")));
+            return Err(Fault::Broken(format!(
+                "it is of format {found}, and this program reads format {FORMAT}"
+            )));
         }
         Ok(store)
     }
@@ -258,7 +261,10 @@ impl Tables<'_> {
         for row in table.range(meta.accepted + 1..)? {
             let (_, value) = row?;
             let Ok(record) = Quarantined::decode(value.value()) else {
-                damaged.push(Damaged { key: None, why: "it was put aside, and is unreadable there too".to_owned() });
+                damaged.push(Damaged {
+                    key: None,
+                    why: "it was put aside, and is unreadable there too".to_owned(),
+                });
                 continue;
             };
             let key = record::read_key(&record.key).ok();

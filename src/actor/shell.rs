@@ -13,7 +13,6 @@ use crate::model::{
     Answer, BootMillis, Cause, Command, Effect, Exit, Found, Life, Lifecycle, Observation, OpId, Operation,
     Outcome, Phase,
 };
-use crate::runtime::Started;
 use crate::telemetry;
 
 use super::cell::Cell;

@@ -40,7 +40,11 @@ fn append(criterion: &mut Criterion) {
     group.finish();
     drop(journal);
     let journal = Journal::open(dir.path()).expect("it is free again");
-    assert_eq!(testing::held(&journal), (COUNT, life + 1), "every record is there, and the last life was noted");
+    assert_eq!(
+        testing::held(&journal),
+        (COUNT, life + 1),
+        "every record is there, and the last life was noted"
+    );
 }
 
 /// Opening, every page and every record checked: after an orderly end, and after a kill.

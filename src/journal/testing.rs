@@ -43,6 +43,7 @@ fn all(journal: &Journal, keys: &[SandboxKey], change: impl Fn(u64) -> Change) {
 
 fn running(life: u64) -> SandboxRecord {
     let (ran, kept, shutdown) = (true, true, false);
-    let record = Record { phase: Phase::Running, life: Life(life), ran, kept, shutdown, exit: None, until: None };
+    let record =
+        Record { phase: Phase::Running, life: Life(life), ran, kept, shutdown, exit: None, until: None };
     SandboxRecord { record, created_at_unix_nanos: 1 << 60, started_at_unix_nanos: 1 << 60 }
 }

@@ -55,7 +55,10 @@ pub fn describe() {
     describe_histogram!(JOURNAL_COMMIT_SECONDS, Unit::Seconds, "how long a transaction of the journal took");
     describe_counter!(JOURNAL_FAILURES, "groups of changes that the journal could not write");
     describe_counter!(JOURNAL_SET_ASIDE, "damaged files of the journal that were set aside");
-    describe_counter!(JOURNAL_DAMAGED, "damaged records that the journal had in quarantine when it was opened");
+    describe_counter!(
+        JOURNAL_DAMAGED,
+        "damaged records that the journal had in quarantine when it was opened"
+    );
 }
 
 pub(crate) fn operation(operation: Operation, took: Duration, outcome: Result<(), ErrorKind>) {

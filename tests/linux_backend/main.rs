@@ -6,7 +6,10 @@
 #![allow(clippy::print_stderr)] // The figures of a test are for whoever runs it alone.
 
 mod adoption;
+mod exec;
 mod exits;
 mod freeze;
 mod leftovers;
+mod logs;
+mod outlive;
 mod support;

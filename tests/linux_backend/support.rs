@@ -32,6 +32,9 @@ pub(crate) struct Seen {
     pub(crate) at: Instant,
 }
 
+/// What is given along with every sandbox.
+pub(crate) const KEEPSAKE: &[u8] = b"to be kept";
+
 /// Writes down every report.
 #[derive(Default)]
 pub(crate) struct Recorder {
@@ -44,6 +47,10 @@ impl Observer for Recorder {
         let seen = Seen { exit, all_ended, at: Instant::now() };
         self.reports.lock().unwrap().entry(life).or_default().push(seen);
         self.changed.notify_all();
+    }
+
+    fn keepsake(&self) -> Vec<u8> {
+        KEEPSAKE.to_vec()
     }
 }
 
@@ -161,6 +168,20 @@ pub(crate) fn shell(script: &str) -> SandboxSpec {
     let mut process = ProcessSpec::new(["/bin/sh", "-c", script]);
     process.env = vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()];
     SandboxSpec { root: RootFs::HostReadOnly, process: Some(process), ..SandboxSpec::default() }
+}
+
+/// Whether this is a process of this one test: else it runs the test in such a process. For tests that count what other tests
+/// would make and open meanwhile.
+#[track_caller]
+pub(crate) fn alone(name: &str) -> bool {
+    if std::env::var_os("SANDKEEPER_ALONE").is_some() {
+        return true;
+    }
+    let test = std::env::current_exe().unwrap();
+    let status =
+        std::process::Command::new(test).args([name, "--exact"]).env("SANDKEEPER_ALONE", "1").status();
+    assert!(status.unwrap().success());
+    false
 }
 
 /// A sandbox that does nothing.

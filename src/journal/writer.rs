@@ -152,14 +152,6 @@ impl Writer {
             ballast,
             _lock: lock,
         };
-        for damaged in &recovered.damaged {
-            let key = damaged.key.map(|key| key.to_string());
-            tracing::error!(
-                sandbox = key,
-                why = damaged.why,
-                "a record is damaged, and is kept in quarantine"
-            );
-        }
         telemetry::journal_damaged(recovered.damaged.len());
         Ok((writer, recovered))
     }
@@ -316,9 +308,10 @@ impl Writer {
     fn replace(&mut self, why: &str) -> Result<(), Fault> {
         let source = self.shared.source.lock().clone();
         let mut store = salvage::replace(&self.place, why, Some(&self.meta))?;
-        match source {
-            Some(source) => store.fill(&source(), self.meta.incomplete)?,
-            None => salvage::save(&self.place, &mut store)?,
+        // One that knows of nothing may be gone, or not there yet: what can be read is not thrown away for that.
+        match source.map(|source| source()) {
+            Some(all) if !all.is_empty() => store.fill(&all, self.meta.incomplete)?,
+            _ => salvage::save(&self.place, &mut store)?,
         }
         self.meta.clone_from(&store.meta);
         self.store = Some(store);

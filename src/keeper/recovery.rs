@@ -172,6 +172,14 @@ impl Keeper {
                 }
             }
         }
+        if let (true, Some(journal)) = (left.is_empty(), self.inner.services.journal.clone()) {
+            // What is missing is accepted as lost: the next keeper need not be careful any more.
+            match tokio::task::spawn_blocking(move || journal.accept_losses()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "that losses were accepted is not written"),
+                Err(_ending) => {}
+            }
+        }
         (ended, left)
     }
 

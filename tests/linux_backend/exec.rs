@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandkeeper::ErrorKind;
 use sandkeeper::model::ExitReason;
@@ -120,6 +120,33 @@ fn output_and_status_come_through_and_input_is_read() {
             finish(exec)
         );
         assert_eq!((reason, out), (ExitReason::Exited(0), format!("{text}end\n")));
+        bed.delete(&instance).await;
+        bed.close().await;
+    });
+}
+
+/// Goal: nothing accumulates over many programs one after the other, which are timed besides.
+#[test]
+fn one_program_after_the_other() {
+    block_on(async {
+        let bed = Bed::new();
+        let instance = bed.instance("x", shell("exec sleep 1000"));
+        bed.run(&instance).await;
+        let mut request = script("");
+        request.process.args = vec!["/bin/true".to_owned()];
+        let (mut begun, mut ended) = (Vec::new(), Vec::new());
+        for _ in 0..size(100, 1_000) {
+            let start = Instant::now();
+            let exec = bed.runtime.exec(&instance, &request).await.unwrap();
+            begun.push(start.elapsed());
+            assert_eq!(exec.exit.await, ExitReason::Exited(0));
+            ended.push(start.elapsed());
+        }
+        for (what, times) in [("executed", &mut begun), ("ended", &mut ended)] {
+            times.sort();
+            eprintln!("{what}: p50 {:?}, p99 {:?}", times[times.len() / 2], times[times.len() * 99 / 100]);
+        }
+        eventually("no child but the leader is left", Duration::from_secs(20), || children(&bed) == 1);
         bed.delete(&instance).await;
         bed.close().await;
     });

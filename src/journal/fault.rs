@@ -89,7 +89,9 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Full(text) => write!(f, "there is no room: {text}"),
-            Fault::Io(text) | Fault::Denied(text) | Fault::Scarce(text) => write!(f, "the system refuses: {text}"),
+            Fault::Io(text) | Fault::Denied(text) | Fault::Scarce(text) => {
+                write!(f, "the system refuses: {text}")
+            }
             Fault::Broken(text) => write!(f, "it is damaged: {text}"),
         }
     }

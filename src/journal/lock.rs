@@ -22,7 +22,11 @@ pub(super) fn prepare(dir: &Path) -> Result<(), Error> {
     match fs::metadata(dir) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| failed("make", error))?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|error| failed("make", error))?;
         }
         Err(error) => return Err(failed("look at", error)),
     }
@@ -50,7 +54,9 @@ pub(super) fn mention_file_system(dir: &Path) {
             file_system = format_args!("{:#x}", found.f_type),
             "the journal is not in memory; what runs dies with the machine anyhow, and each commit waits for a disk"
         ),
-        Err(error) => tracing::info!(dir = %dir.display(), %error, "cannot tell what file system the journal is on"),
+        Err(error) => {
+            tracing::info!(dir = %dir.display(), %error, "cannot tell what file system the journal is on")
+        }
     }
 }
 
@@ -84,7 +90,10 @@ impl Lock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "opening a journal is not for an async worker, and this is bounded")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "opening a journal is not for an async worker, and this is bounded"
+)]
 fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }

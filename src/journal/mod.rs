@@ -131,7 +131,9 @@ impl Journal {
         let place = Place { dir: dir.to_owned(), medium, boot };
         let (writer, recovered) = Writer::open(place, lock)?;
         let writer = writer.run()?;
-        Ok(Self { inner: Arc::new(Inner { dir: dir.to_owned(), recovered: Mutex::new(Some(recovered)), writer }) })
+        Ok(Self {
+            inner: Arc::new(Inner { dir: dir.to_owned(), recovered: Mutex::new(Some(recovered)), writer }),
+        })
     }
 
     /// The directory.

@@ -102,8 +102,15 @@ pub(super) fn save(place: &Place, store: &mut Store) -> Result<(), Fault> {
     let of_this_boot = found.states.0.iter().any(|(key, state)| record::is_of_boot(key, state, boot));
     let (specs, states) = (found.specs.0.len(), found.states.0.len());
     let sound = Ok::<_, Infallible>;
-    let Ok(read) = join(found.specs.0.into_iter().map(sound), found.states.0.into_iter().map(sound), states, boot);
-    tracing::warn!(file = name, specs, states, sandboxes = read.sandboxes.len(), "read what can be read of a damaged file");
+    let Ok(read) =
+        join(found.specs.0.into_iter().map(sound), found.states.0.into_iter().map(sound), states, boot);
+    tracing::warn!(
+        file = name,
+        specs,
+        states,
+        sandboxes = read.sandboxes.len(),
+        "read what can be read of a damaged file"
+    );
     store.transact(|tables, meta| {
         for sandbox in &read.sandboxes {
             let net = Net::Define(sandbox.spec.clone(), sandbox.state);

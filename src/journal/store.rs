@@ -75,7 +75,8 @@ impl Store {
             return Err(Fault::Broken("it is empty".to_owned()));
         }
         let (database, trial) = open_database(place, &place.file(), New::No)?;
-        let mut store = Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
+        let mut store =
+            Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
         match store.read_meta() {
             Ok(meta) => {
                 store.meta = meta;
@@ -102,7 +103,9 @@ impl Store {
         })?;
         if meta.format != FORMAT {
             let found = meta.format;
-            return Err(Fault::Broken(format!("it is of format {found}, and this program reads format {FORMAT}")));
+            return Err(Fault::Broken(format!(
+                "it is of format {found}, and this program reads format {FORMAT}"
+            )));
         }
         Ok(meta)
     }
@@ -273,7 +276,10 @@ impl Tables<'_> {
         for row in table.range(meta.accepted + 1..)? {
             let (_, value) = row?;
             let Ok(record) = Quarantined::decode(value.value()) else {
-                damaged.push(Damaged { key: None, why: "it was put aside, and is unreadable there too".to_owned() });
+                damaged.push(Damaged {
+                    key: None,
+                    why: "it was put aside, and is unreadable there too".to_owned(),
+                });
                 continue;
             };
             let key = record::read_key(&record.key).ok();

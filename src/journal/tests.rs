@@ -30,7 +30,10 @@ fn state(phase: Phase, life: u64) -> SandboxRecord {
 }
 
 fn define(number: u64) -> Change {
-    Change::Define(Arc::from(format!("spec of {number}").repeat(10).as_bytes()), state(Phase::Running, number + 1))
+    Change::Define(
+        Arc::from(format!("spec of {number}").repeat(10).as_bytes()),
+        state(Phase::Running, number + 1),
+    )
 }
 
 /// Opens a directory, and takes what it held.

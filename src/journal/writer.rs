@@ -29,7 +29,10 @@ const MOST_TRIES: u32 = 3;
 /// After how many groups refused in a row the file is set aside, once: it may lie on a bad place of a sound disk.
 const PATIENCE: u32 = 5;
 
-#[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and none is boxed on the way to disk")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are the large one, and none is boxed on the way to disk"
+)]
 enum Job {
     Write(SandboxKey, Change, Option<Then>),
     AcceptLosses(Then),
@@ -151,7 +154,11 @@ impl Writer {
         };
         for damaged in &recovered.damaged {
             let key = damaged.key.map(|key| key.to_string());
-            tracing::error!(sandbox = key, why = damaged.why, "a record is damaged, and is kept in quarantine");
+            tracing::error!(
+                sandbox = key,
+                why = damaged.why,
+                "a record is damaged, and is kept in quarantine"
+            );
         }
         telemetry::journal_damaged(recovered.damaged.len());
         Ok((writer, recovered))

@@ -45,7 +45,7 @@ pub(super) struct Recovery {
 impl Recovery {
     /// Makes the sandboxes known that were written down, and goes on with them in a task.
     pub(super) fn begin(self, recovered: Recovered) -> Arc<Unowned> {
-        let Recovered { sandboxes, damaged, incomplete, .. } = recovered;
+        let Recovered { sandboxes, damaged, incomplete, same_boot, .. } = recovered;
         let mut unowned = Unowned { damaged: damaged.len(), ..Unowned::default() };
         let mut restless = Vec::new();
         for recorded in &sandboxes {
@@ -66,7 +66,7 @@ impl Recovery {
             let key = damaged.key.map(|key| key.to_string());
             tracing::error!(sandbox = key, why = damaged.why, "a record is damaged, and was put aside");
         }
-        tracing::info!(sandboxes = sandboxes.len(), to_find = restless.len(), "records read");
+        tracing::info!(sandboxes = sandboxes.len(), to_find = restless.len(), same_boot, "records read");
         self.services.registry.send(Upward::Restore(restless));
         let unowned = Arc::new(unowned);
         let told = Arc::clone(&unowned);

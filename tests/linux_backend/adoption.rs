@@ -35,6 +35,8 @@ enum Kind {
     Created,
     /// Ended before the host is killed, with status 3.
     Ended,
+    /// Being set up, and frozen in that.
+    Stuck,
 }
 
 impl Kind {
@@ -46,6 +48,7 @@ impl Kind {
             Self::Paused => "paused".to_owned(),
             Self::Created => "created".to_owned(),
             Self::Ended => "ended".to_owned(),
+            Self::Stuck => "stuck".to_owned(),
         }
     }
 
@@ -58,13 +61,14 @@ impl Kind {
             "paused" => Self::Paused,
             "created" => Self::Created,
             "ended" => Self::Ended,
+            "stuck" => Self::Stuck,
             _ => panic!("{text}"),
         }
     }
 
     fn spec(&self) -> SandboxSpec {
         match self {
-            Self::Sleeper | Self::Paused | Self::Created => sleeper(),
+            Self::Sleeper | Self::Paused | Self::Created | Self::Stuck => sleeper(),
             Self::Heart(file) => heartbeat(file),
             Self::Seven(file) => {
                 let mut spec = shell("while ! test -e /mnt/flag; do sleep 0.01; done; exit 7");
@@ -103,7 +107,15 @@ fn host_to_kill() {
             let instance = instance(&recorder, id, life, kind.spec());
             runtime.create(&instance).await.unwrap();
             let mut pid = 0;
-            if !matches!(kind, Kind::Created) {
+            if matches!(kind, Kind::Stuck) {
+                let group = runtime.cgroup_root().join(instance.key.file_name(255));
+                std::fs::write(group.join("cgroup.freeze"), "1").unwrap();
+                let (runtime, instance) = (Arc::clone(&runtime), Arc::clone(&instance));
+                tokio::spawn(async move { runtime.start(&instance).await });
+                let procs = || std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+                eventually("it is born", SOON, || !procs().is_empty());
+                pid = procs().trim().parse().unwrap();
+            } else if !matches!(kind, Kind::Created) {
                 pid = runtime.start(&instance).await.unwrap().pid;
             }
             if matches!(kind, Kind::Paused) {
@@ -172,6 +184,8 @@ impl Host {
         self.kill();
         for pid in &self.zygotes {
             kill(*pid);
+        }
+        for pid in &self.zygotes {
             eventually("the zygote goes", SOON, || !process_exists(*pid));
         }
     }
@@ -351,6 +365,501 @@ fn a_killed_hosts_sandboxes_are_found_as_they_are() {
         }
         for pid in host.pids.values().filter(|pid| **pid != 0) {
             assert!(!process_exists(*pid), "{pid} is left");
+        }
+        next.close(&state).await;
+    });
+}
+
+/// Goal: where the zygotes are gone as well, the groups lead to the sandboxes; the same is so where that is all that is looked at.
+/// Method: both, with every kind.
+#[test]
+fn the_groups_lead_to_the_sandboxes_where_the_zygotes_do_not() {
+    for zygotes_killed in [true, false] {
+        let place = Place::new();
+        let (state, beats_to) = (place.state(), place.path("beats"));
+        std::fs::write(&beats_to, "").unwrap();
+        let jobs = [
+            ("a", 11, Kind::Sleeper),
+            ("heart", 12, Kind::Heart(beats_to.clone())),
+            ("c", 14, Kind::Sleeper),
+            ("paused", 15, Kind::Paused),
+            ("created", 16, Kind::Created),
+            ("ended", 17, Kind::Ended),
+        ];
+        let mut host = Host::start(&state, &jobs);
+        if zygotes_killed {
+            host.kill_with_zygotes();
+        } else {
+            host.kill();
+        }
+        kill(host.pids["c"]);
+        block_on(async {
+            let next = Next::with(LinuxConfig { adopt_by: AdoptBy::Group, ..config(&state) });
+            assert_eq!(next.runtime.usage().id_blocks, 6, "their IDs are theirs");
+            let mut instances = BTreeMap::new();
+            let mut found = BTreeMap::new();
+            for (id, life, kind) in &jobs {
+                let instance = next.instance(id, *life, kind);
+                found.insert(*id, next.reattach(&instance).await);
+                instances.insert(*id, instance);
+            }
+            for id in ["a", "heart", "paused"] {
+                next.assert_running(&found[id], host.pids[id], id == "paused");
+            }
+            assert_eq!(found["created"], Reality::Created);
+            assert_eq!(exit_of(&found["ended"]).reason, ExitReason::Exited(3));
+            // Nobody can tell any more; but it is not 0.
+            assert_eq!(exit_of(&found["c"]), Exit { reason: ExitReason::Lost, at_unix_nanos: 0 });
+            let before = beats(&beats_to);
+            eventually("the heart beats on", SOON, || beats(&beats_to) > before + 50);
+            kill(host.pids["a"]);
+            let exit = next.recorder.exit(Life(11), SOON);
+            assert_eq!(exit.reason, ExitReason::Signalled(9));
+            for instance in instances.values() {
+                next.delete(instance).await;
+            }
+            next.close(&state).await;
+            // Whoever has inherited them reaps them in their own time.
+            for pid in host.pids.values().filter(|pid| **pid != 0) {
+                eventually("the process goes", SOON, || !process_exists(*pid));
+            }
+        });
+    }
+}
+
+/// Goal: each place where an exit status is looked for works for the adopted, too. Method: force each, with and without zygotes.
+#[test]
+fn the_exit_of_an_adopted_sandbox_is_known_wherever_it_can_be() {
+    for zygotes_killed in [false, true] {
+        for (evidence, expected) in [
+            (ExitEvidence::Best, ExitReason::Exited(7)),
+            (ExitEvidence::Pidfd, ExitReason::Exited(7)),
+            (ExitEvidence::Nothing, ExitReason::Lost),
+        ] {
+            let place = Place::new();
+            let (state, flag) = (place.state(), place.path("flag"));
+            let kind = Kind::Seven(flag.clone());
+            let mut host = Host::start(&state, &[("b", 3, kind.clone())]);
+            if zygotes_killed {
+                host.kill_with_zygotes();
+            } else {
+                host.kill();
+            }
+            block_on(async {
+                let next = Next::with(LinuxConfig { exit_evidence: evidence, ..config(&state) });
+                let instance = next.instance("b", 3, &kind);
+                let found = next.reattach(&instance).await;
+                next.assert_running(&found, host.pids["b"], false);
+                std::fs::write(&flag, "").unwrap();
+                let exit = next.recorder.exit(Life(3), SOON);
+                // An orphan's parent takes its time, and is not waited for.
+                let late =
+                    zygotes_killed && evidence == ExitEvidence::Pidfd && exit.reason == ExitReason::Lost;
+                assert!(
+                    exit.reason == expected || late,
+                    "{exit:?} by {evidence:?}, zygotes killed: {zygotes_killed}"
+                );
+                next.delete(&instance).await;
+                next.close(&state).await;
+            });
+        }
+    }
+}
+
+/// Goal: what nobody has a record of is listed with what its owner gave along, and only that is ended. Method: some known, some
+/// not, one whose mark is unreadable, and a group of somebody else's with a process in it.
+#[test]
+fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
+    let place = Place::new();
+    let state = place.state();
+    let jobs = [
+        ("a", 11, Kind::Sleeper),
+        ("b", 12, Kind::Sleeper),
+        ("c", 13, Kind::Created),
+        ("d", 14, Kind::Paused),
+    ];
+    let mut host = Host::start(&state, &jobs);
+    host.kill();
+    let root = place.root().unwrap();
+    let unmarked = root.join("default@foreign");
+    std::fs::create_dir(&unmarked).unwrap();
+    let mut foreigner = Bystander::new();
+    std::fs::write(unmarked.join("cgroup.procs"), foreigner.0.id().to_string()).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(root.join("default@d"), "user.sandkeeper", b"nonsense", flags).unwrap();
+    block_on(async {
+        let next = Next::new(&state);
+        let known = |key: &SandboxKey| key.id().as_str() == "a";
+        let survivors = next.runtime.survivors(&known).await.unwrap();
+        let mut listed: Vec<_> =
+            survivors.iter().map(|survivor| (survivor.key.id().to_string(), survivor.life.0)).collect();
+        listed.sort();
+        assert_eq!(listed, [("b".to_owned(), 12), ("c".to_owned(), 13), ("d".to_owned(), 0)]);
+        for survivor in &survivors {
+            let id = survivor.key.id();
+            let group = root.join(format!("default@{id}"));
+            assert!(survivor.description.contains(&group.display().to_string()), "{}", survivor.description);
+            if id.as_str() != "c" {
+                let pid = format!("pid {}", host.pids[id.as_str()]);
+                assert!(survivor.description.contains(&pid), "{}", survivor.description);
+            }
+            assert_eq!(survivor.keepsake, KEEPSAKE);
+            tokio::time::timeout(SOON, next.runtime.end_survivor(survivor)).await.expect("it ends").unwrap();
+            assert!(!group.exists());
+            // Once more changes nothing.
+            next.runtime.end_survivor(survivor).await.unwrap();
+        }
+        assert!(next.runtime.survivors(&known).await.unwrap().is_empty());
+        for id in ["b", "d"] {
+            eventually("it is reaped", SOON, || !process_exists(host.pids[id]));
+        }
+        assert!(foreigner.lives());
+        let a = next.instance("a", 11, &Kind::Sleeper);
+        let found = next.reattach(&a).await;
+        next.assert_running(&found, host.pids["a"], false);
+        assert_eq!(next.runtime.usage().id_blocks, 1, "the IDs of the others are free");
+        next.delete(&a).await;
+        drop(foreigner);
+        std::fs::remove_dir(&unmarked).unwrap();
+        next.close(&state).await;
+    });
+}
+
+/// Goal: a life is ended by its number, and no other. Method: without a reattach, stop and delete lives that are there, that were
+/// followed by later ones, and that came before.
+#[test]
+fn lives_are_ended_without_having_been_reattached_and_never_another() {
+    let place = Place::new();
+    let state = place.state();
+    let jobs = [
+        ("a", 11, Kind::Sleeper),
+        ("b", 12, Kind::Paused),
+        ("c", 13, Kind::Sleeper),
+        ("d", 14, Kind::Sleeper),
+    ];
+    let mut host = Host::start(&state, &jobs);
+    host.kill();
+    block_on(async {
+        let next = Next::new(&state);
+        let a = next.instance("a", 11, &Kind::Sleeper);
+        next.runtime.stop(&a, Urgency::Now).await.unwrap();
+        assert_eq!(next.recorder.count(Life(11)), 1);
+        assert_eq!(next.recorder.exit(Life(11), SOON).reason, ExitReason::Signalled(9));
+        next.delete(&a).await;
+        next.delete(&next.instance("b", 12, &Kind::Paused)).await;
+        assert_eq!(next.recorder.count(Life(12)), 1);
+        // An earlier life of c is long gone; the one that is there stays.
+        next.runtime.delete(&next.instance("c", 7, &Kind::Sleeper)).await.unwrap();
+        let c = next.instance("c", 13, &Kind::Sleeper);
+        let found = next.reattach(&c).await;
+        next.assert_running(&found, host.pids["c"], false);
+        assert_eq!(next.reattach(&next.instance("c", 7, &Kind::Sleeper)).await, Reality::Absent);
+        next.runtime.delete(&next.instance("c", 20, &Kind::Sleeper)).await.unwrap();
+        assert!(process_exists(host.pids["c"]), "it is known, and only its own delete ends it");
+        next.delete(&c).await;
+        // A later life of d never came to be: what is there is an earlier one's leftover.
+        let later = next.instance("d", 20, &Kind::Sleeper);
+        assert_eq!(next.reattach(&later).await, Reality::Absent);
+        next.delete(&later).await;
+        eventually("it is reaped", SOON, || !process_exists(host.pids["d"]));
+        next.close(&state).await;
+    });
+}
+
+/// Goal: the next life of an ID ends the one that an earlier host has left, and takes nothing from it. Method: run it.
+#[test]
+fn what_an_earlier_host_has_left_running_is_ended_by_the_next_life() {
+    let place = Place::new();
+    let state = place.state();
+    let mut host = Host::start(&state, &[("a", 11, Kind::Sleeper)]);
+    host.kill();
+    block_on(async {
+        let next = Next::new(&state);
+        let a = next.instance("a", 12, &Kind::Sleeper);
+        next.runtime.create(&a).await.unwrap();
+        next.runtime.start(&a).await.unwrap();
+        eventually("the earlier one is reaped", SOON, || !process_exists(host.pids["a"]));
+        assert_eq!(next.runtime.usage().id_blocks, 1);
+        next.delete(&a).await;
+        next.close(&state).await;
+    });
+}
+
+/// Goal: a sandbox is said to run only when it has been set up. Method: freeze it in its set-up and kill its host; then thaw it, end
+/// it, or kill it from outside.
+#[test]
+fn what_is_still_being_set_up_is_waited_for_or_ended() {
+    let place = Place::new();
+    let state = place.state();
+    let jobs = [("a", 11, Kind::Stuck), ("b", 12, Kind::Stuck), ("c", 13, Kind::Stuck)];
+    let mut host = Host::start(&state, &jobs);
+    host.kill();
+    let root = place.root().unwrap();
+    block_on(async {
+        let next = Next::new(&state);
+        let [a, b, c] = jobs.map(|(id, life, kind)| next.instance(id, life, &kind));
+        let soon = tokio::time::timeout(Duration::from_millis(100), next.runtime.reattach(&a));
+        assert!(soon.await.is_err(), "nobody can say that it runs");
+        std::fs::write(root.join("default@a/cgroup.freeze"), "0").unwrap();
+        let found = next.reattach(&a).await;
+        next.assert_running(&found, host.pids["a"], false);
+        kill(host.pids["b"]);
+        assert_eq!(next.reattach(&b).await, Reality::Created, "it never ran");
+        std::fs::write(root.join("default@b/cgroup.freeze"), "0").unwrap();
+        next.runtime.start(&b).await.unwrap();
+        tokio::time::timeout(SOON, next.runtime.stop(&c, Urgency::Now)).await.expect("it ends").unwrap();
+        assert_eq!(next.recorder.count(Life(13)), 0, "what never ran has no end");
+        for instance in [&a, &b, &c] {
+            next.delete(instance).await;
+        }
+        next.close(&state).await;
+    });
+}
+
+/// Goal: two directories have nothing to do with each other. Method: the same IDs and lives in both; one is closed.
+#[test]
+fn two_state_directories_never_touch_each_other() {
+    let (one, other) = (Place::new(), Place::new());
+    let jobs = [("a", 11, Kind::Sleeper)];
+    let mut hosts = [Host::start(&one.state(), &jobs), Host::start(&other.state(), &jobs)];
+    hosts.iter_mut().for_each(Host::kill);
+    block_on(async {
+        let (left, right) = (Next::new(&one.state()), Next::new(&other.state()));
+        let a = left.instance("a", 11, &Kind::Sleeper);
+        left.delete(&a).await;
+        left.close(&one.state()).await;
+        let a = right.instance("a", 11, &Kind::Sleeper);
+        let found = right.reattach(&a).await;
+        right.assert_running(&found, hosts[1].pids["a"], false);
+        right.delete(&a).await;
+        right.close(&other.state()).await;
+    });
+}
+
+/// Goal: one directory has one backend. Method: a second one; and directories that are not one's own.
+#[test]
+fn a_state_directory_has_one_backend_and_one_owner() {
+    let place = Place::new();
+    let state = place.state();
+    block_on(async {
+        let first = Next::new(&state);
+        let refused = |state: &Path| LinuxRuntime::new(config(state)).err().expect("refused");
+        let error = refused(&state);
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+        let holder = format!("in use by process {}", std::process::id());
+        assert!(error.to_string().contains(&holder), "{error}");
+        // By another path it is the same.
+        std::os::unix::fs::symlink(&state, place.path("link")).unwrap();
+        assert!(refused(&place.path("link")).to_string().contains(&holder));
+        first.runtime.leave().await;
+        assert_eq!(
+            first.runtime.create(&first.instance("a", 1, &Kind::Sleeper)).await.unwrap_err().kind(),
+            ErrorKind::FailedPrecondition
+        );
+        let second = Next::new(&place.path("link"));
+        assert!(second.runtime.capabilities().adopt);
+        second.close(&state).await;
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&state, PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(refused(&state).to_string().contains("may be changed by others"));
+        std::fs::set_permissions(&state, PermissionsExt::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&state, Some(1234), None).unwrap();
+        assert!(refused(&state).to_string().contains("belongs to user 1234"));
+    });
+}
+
+/// Goal: a path may be longer than a socket's name. Method: a deep directory.
+#[test]
+fn a_state_directory_may_be_deep() {
+    let place = Place::new();
+    let state = place.state().join("deep/".repeat(60));
+    block_on(async {
+        let next = Next::new(&state);
+        next.runtime.leave().await;
+        Next::new(&state).close(&state).await;
+    });
+}
+
+/// Goal: what is left of a directory that is not used any more goes by itself. Method: kill a host without sandboxes; and one whose
+/// directory is removed while its sandbox runs.
+#[test]
+fn zygotes_that_nobody_comes_back_to_end() {
+    let place = Place::new();
+    let mut host = Host::start(&place.state(), &[]);
+    let root = place.root().unwrap();
+    host.kill();
+    for pid in &host.zygotes {
+        eventually("the zygote goes", SOON, || !process_exists(*pid));
+    }
+    eventually("the root goes", SOON, || !root.exists());
+    assert_eq!(std::fs::read_dir(place.state().join("zygotes")).unwrap().count(), 0);
+    // With a sandbox they stay, as long as somebody can come.
+    let mut host = Host::start(&place.state(), &[("a", 11, Kind::Sleeper)]);
+    host.kill();
+    eventually("the idle one goes", SOON, || {
+        host.zygotes.iter().filter(|pid| process_exists(**pid)).count() == 1
+    });
+    let keepers: Vec<u32> = host.zygotes.iter().copied().filter(|pid| process_exists(*pid)).collect();
+    for entry in std::fs::read_dir(place.state().join("zygotes")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    eventually("the other one goes", SOON, || !process_exists(keepers[0]));
+    block_on(async {
+        let next = Next::new(&place.state());
+        let a = next.instance("a", 11, &Kind::Sleeper);
+        let found = next.reattach(&a).await;
+        next.assert_running(&found, host.pids["a"], false);
+        next.delete(&a).await;
+        next.close(&place.state()).await;
+    });
+}
+
+/// Goal: leaving leaves everything, in the same process as well. Method: leave and drop, one after the other.
+#[test]
+fn a_backend_that_leaves_is_followed_by_the_next() {
+    let place = Place::new();
+    let state = place.state();
+    block_on(async {
+        let first = Next::new(&state);
+        let a = first.instance("a", 11, &Kind::Sleeper);
+        first.runtime.create(&a).await.unwrap();
+        let pid = first.runtime.start(&a).await.unwrap().pid;
+        first.runtime.leave().await;
+        let second = Next::new(&state);
+        let a = second.instance("a", 11, &Kind::Sleeper);
+        let found = second.reattach(&a).await;
+        second.assert_running(&found, pid, false);
+        drop(second);
+        let third = Next::new(&state);
+        let a = third.instance("a", 11, &Kind::Sleeper);
+        let found = third.reattach(&a).await;
+        third.assert_running(&found, pid, false);
+        assert_eq!(first.recorder.count(Life(11)), 0);
+        third.delete(&a).await;
+        third.close(&state).await;
+    });
+}
+
+/// Goal: a zygote that does not answer keeps nobody from starting, and its sandboxes are found by their groups. Method: stop it.
+#[test]
+fn a_zygote_that_does_not_answer_is_left_alone() {
+    let place = Place::new();
+    let state = place.state();
+    let jobs = [("a", 11, Kind::Sleeper), ("b", 12, Kind::Sleeper)];
+    let mut host = Host::start(&state, &jobs);
+    host.kill();
+    let stopped = rustix::process::Pid::from_raw(host.zygotes[0] as i32).unwrap();
+    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
+    block_on(async {
+        let next = Next::new(&state);
+        let findings = next.runtime.capabilities().findings;
+        assert!(findings.iter().any(|(name, _)| name == "zygotes left alone"), "{findings:?}");
+        assert_eq!(next.runtime.usage().zygotes.len(), 2, "another takes its place");
+        for (id, life, kind) in &jobs {
+            let instance = next.instance(id, *life, kind);
+            let found = next.reattach(&instance).await;
+            next.assert_running(&found, host.pids[*id], false);
+            next.delete(&instance).await;
+        }
+        rustix::process::kill_process(stopped, rustix::process::Signal::CONT).unwrap();
+        next.close(&state).await;
+    });
+}
+
+/// Field case C06. Goal: a process that got a sandbox's old number is never signalled, nor taken for the sandbox. Method: kill
+/// host, zygotes and sandbox, and have a bystander born with that number.
+#[test]
+fn a_bystander_with_a_sandboxs_old_number_is_left_alone() {
+    let place = Place::new();
+    let state = place.state();
+    let mut host = Host::start(&state, &[("a", 11, Kind::Sleeper)]);
+    host.kill_with_zygotes();
+    let pid = host.pids["a"];
+    kill(pid);
+    eventually("it is reaped by whoever inherited it", SOON, || !process_exists(pid));
+    let Some(mut bystander) = born_as(pid) else {
+        eprintln!("the next process ID cannot be chosen here");
+        return;
+    };
+    block_on(async {
+        let next = Next::new(&state);
+        let a = next.instance("a", 11, &Kind::Sleeper);
+        assert_eq!(exit_of(&next.reattach(&a).await).reason, ExitReason::Lost);
+        assert!(!next.runtime.probe(&a).await.unwrap().alive);
+        for urgency in [Urgency::Ask, Urgency::Now] {
+            next.runtime.stop(&a, urgency).await.unwrap();
+        }
+        next.delete(&a).await;
+        assert!(bystander.lives());
+        next.close(&state).await;
+        assert!(bystander.lives());
+    });
+}
+
+/// A process that has nothing to do with us. Gone at the end.
+struct Bystander(Child);
+
+impl Bystander {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A process of this number, if numbers can be chosen here.
+fn born_as(pid: u32) -> Option<Bystander> {
+    for _ in 0..200 {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).ok()?;
+        let child = Bystander::new();
+        if child.0.id() == pid {
+            return Some(child);
+        }
+    }
+    None
+}
+
+/// Goal: adoption is quick. Method: many sandboxes, timed; the figures are for whoever runs it alone.
+#[test]
+fn many_survivors_are_adopted() {
+    let count = size(300, 10_000);
+    let place = Place::new();
+    let state = place.state();
+    let ids: Vec<String> = (0..count).map(|i| format!("s-{i}")).collect();
+    let jobs: Vec<(&str, u64, Kind)> =
+        ids.iter().enumerate().map(|(i, id)| (id.as_str(), 100 + i as u64, Kind::Sleeper)).collect();
+    let mut host = Host::start(&state, &jobs);
+    host.kill();
+    block_on(async {
+        let start = std::time::Instant::now();
+        let next = Next::new(&state);
+        let made = start.elapsed();
+        let instances: Vec<_> = jobs.iter().map(|(id, life, kind)| next.instance(id, *life, kind)).collect();
+        let start = std::time::Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for chunk in instances.chunks(count.div_ceil(64)) {
+            let (runtime, chunk) = (Arc::clone(&next.runtime), chunk.to_vec());
+            tasks.spawn(async move {
+                for instance in chunk {
+                    assert!(matches!(runtime.reattach(&instance).await, Ok(Reality::Running { .. })));
+                }
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+        eprintln!("{count} survivors: the backend {made:?}, reattached {:?}", start.elapsed());
+        for instance in &instances {
+            next.delete(instance).await;
         }
         next.close(&state).await;
     });

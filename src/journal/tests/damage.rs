@@ -69,7 +69,10 @@ fn a_cut_at_any_length_never_keeps_it_from_opening() {
         let lengths: Vec<usize> = (0..image.len()).step_by(step(image.len())).chain(ends_of_pages).collect();
         for length in &lengths {
             let found = found_in(&image[..*length], &format!("cut to {length}, killed {killed}"));
-            assert!(found.incomplete || found.sandboxes.len() == 20, "cut to {length}: what is missing is said");
+            assert!(
+                found.incomplete || found.sandboxes.len() == 20,
+                "cut to {length}: what is missing is said"
+            );
             kept += found.sandboxes.len();
         }
         println!("killed {killed}: {} cuts of {} bytes, {kept} records kept", lengths.len(), image.len());
@@ -88,7 +91,10 @@ fn a_flipped_byte_anywhere_costs_at_most_what_it_hit_and_is_never_hidden() {
             flipped[*at] ^= 0x41;
             let found = found_in(&flipped, &format!("byte {at} flipped, killed {killed}"));
             let missing = 20 - found.sandboxes.len();
-            assert!(missing == 0 || found.incomplete, "byte {at}: {missing} are missing, and it does not say so");
+            assert!(
+                missing == 0 || found.incomplete,
+                "byte {at}: {missing} are missing, and it does not say so"
+            );
             flips += 1;
             seen += usize::from(found.incomplete);
             lost += missing;

@@ -192,7 +192,8 @@ fn every_acknowledged_record_survives_a_crash_at_any_sync() {
         assert!(!recovered.incomplete && recovered.damaged.is_empty(), "{what}: a crash is no damage");
         let found = by_key(&recovered);
         // What was under way may be there too.
-        let expected = [*acknowledged, acknowledged + 1].map(|count| model(&changes[..count.min(changes.len())]));
+        let expected =
+            [*acknowledged, acknowledged + 1].map(|count| model(&changes[..count.min(changes.len())]));
         assert!(expected.contains(&found), "{what}: found {found:#?}");
     }
     println!("{} images of {} changes", images.len(), changes.len());
@@ -268,7 +269,8 @@ fn what_was_refused_is_written_when_the_system_lets_up() {
             until(|| journal.trouble().is_none());
             drop(journal);
             let recovered = open(dir.path()).1;
-            let states: Vec<_> = recovered.sandboxes.iter().map(|sandbox| (sandbox.key, sandbox.state)).collect();
+            let states: Vec<_> =
+                recovered.sandboxes.iter().map(|sandbox| (sandbox.key, sandbox.state)).collect();
             let expected = [
                 (key(0), state(Phase::Running, 1)),
                 (key(1), state(Phase::Paused, 52)),
@@ -350,7 +352,8 @@ fn a_file_that_can_never_be_written_again_is_made_anew() {
     let journal = Journal::open_on(dir.path(), plan.medium(), 1).unwrap();
     plan.spares_new.store(true, Ordering::SeqCst);
     plan.fail(0, i64::MAX, Errno::IO);
-    let refused = (0..20).take_while(|_| write(&journal, key(1), Change::State(state(Phase::Paused, 9))).is_err());
+    let refused =
+        (0..20).take_while(|_| write(&journal, key(1), Change::State(state(Phase::Paused, 9))).is_err());
     assert_eq!(refused.count(), 5);
     assert_eq!(journal.trouble(), None);
     write(&journal, key(4), define(4)).unwrap();

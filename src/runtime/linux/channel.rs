@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::shutdown;
@@ -213,6 +214,13 @@ impl Process {
             doorbell.remove();
         }
         drop(self.child.lock().take());
+        self.reap_self();
+    }
+
+    /// Reaps the zygote, which was killed or is ending, if it is our child. Blocks for a moment at most.
+    pub(super) fn reap_self(&self) {
+        let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)], Some(&limit));
         // By the pidfd: also one that this very process had started before it took it over. An error means that it is not our
         // child, or that the program has reaped it by itself.
         let _ = waitid(

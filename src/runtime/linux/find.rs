@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::config::AdoptBy;
 use super::mark::{self, Mark};
 use super::past::Past;
-use super::protocol::{Child, SETUP_NAME};
+use super::protocol::{Child, SETUP_NAME, ZYGOTE_NAME};
 use super::sandbox::{Leader, Sandbox, Stage, State};
 use super::zygote::ZygoteId;
 use super::{Inner, freeze, group, kernel_error, start, sys};
@@ -213,9 +213,6 @@ impl Inner {
         written: Option<mark::Stage>,
     ) -> Result<Result<Stage, Looked>, Error> {
         let failed = |error: std::io::Error| kernel_error("find out about", "its cgroup", error);
-        if written.is_none() {
-            return Ok(Ok(Stage::Prepared));
-        }
         for pid in group::processes(group).map_err(failed)? {
             if !is_leader(pid) {
                 continue;
@@ -240,7 +237,7 @@ impl Inner {
             group::kill(group).map_err(failed)?;
             return Ok(Err(Looked::Ending));
         }
-        if written == Some(mark::Stage::Starting) {
+        if written != Some(mark::Stage::Running) {
             group::remove_attribute(group, group::STAGE).map_err(failed)?;
             return Ok(Ok(Stage::Prepared));
         }
@@ -252,7 +249,8 @@ impl Inner {
         if written == Some(mark::Stage::Running) {
             return Found::Leader(leader);
         }
-        let is_setting_up = sys::process_name(leader.pid).is_some_and(|name| name == SETUP_NAME.to_bytes());
+        let names = [SETUP_NAME.to_bytes(), ZYGOTE_NAME.to_bytes()];
+        let is_setting_up = sys::process_name(leader.pid).is_some_and(|name| names.contains(&&*name));
         // Who is executed as PID 1 may take what name it likes; what it executes is its own.
         let is_other = instance.spec.isolation.no_init && (leader.has_ended() || !sys::runs_init(leader.pid));
         match (is_setting_up && !is_other, leader.has_ended()) {

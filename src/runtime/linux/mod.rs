@@ -314,13 +314,15 @@ impl Inner {
             workers::pause(Duration::from_millis(1));
         }
         self.stop_watching();
-        drop(self.zygotes.lock().take());
+        let zygotes = self.hang_up();
         if !self.tree.remove_all() {
             tracing::warn!(left = ?self.tree.left_behind(), "cgroups are left behind");
         } else if let Some(state) = &self.state {
             state.clear();
+            zygotes.iter().for_each(|zygotes| zygotes.reap_own());
         }
         self.remove_logs_of(&all);
+        self.release();
     }
 
     /// Lets go of everything and leaves it as it is. Blocks for a moment.
@@ -329,7 +331,20 @@ impl Inner {
             return;
         }
         self.stop_watching();
-        drop(self.zygotes.lock().take());
+        drop(self.hang_up());
+        self.release();
+    }
+
+    fn hang_up(&self) -> Option<Arc<Zygotes>> {
+        let zygotes = self.zygotes.lock().take();
+        // Others may have it still: what is under way, and what was not asked for.
+        zygotes.iter().for_each(|zygotes| zygotes.hang_up());
+        zygotes
+    }
+
+    fn release(&self) {
+        self.tree.release();
+        self.state.iter().for_each(StateDir::release);
     }
 
     fn stop_watching(&self) {

@@ -459,6 +459,8 @@ impl<'a> Decoded<'a> {
     }
 }
 
+/// The name of a zygote, and of a child of it that has not run at all.
+pub(crate) const ZYGOTE_NAME: &core::ffi::CStr = c"sk-zygote";
 /// The name of a leader until its set-up is done.
 pub(crate) const SETUP_NAME: &core::ffi::CStr = c"sk-setup";
 

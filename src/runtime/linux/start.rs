@@ -108,7 +108,8 @@ impl Inner {
             () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
         };
         crate::failpoint::reach("linux.after-spawn");
-        if let Some(group) = group {
+        // Once it is closed, another may have written there.
+        if let Some(group) = group.filter(|_| self.check_open().is_ok()) {
             // Before its end is watched for, which is written in the same place.
             let noted = match &spawned {
                 Ok(_) => mark::Stage::Running.write(&group),

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -40,7 +41,7 @@ pub(super) struct StateDir {
     pub(super) path: PathBuf,
     pub(super) sockets: Arc<Sockets>,
     dir: OwnedFd,
-    _lock: File,
+    lock: Mutex<Option<File>>,
 }
 
 impl StateDir {
@@ -71,7 +72,12 @@ impl StateDir {
         // It may have been made with a wider mode by somebody's hand.
         rustix::fs::chmodat(&dir, SOCKETS, Mode::RWXU, AtFlags::empty())
             .map_err(|error| failed("the sockets", error.into()))?;
-        Ok(Self { path, sockets: Arc::new(Sockets { dir: sockets, linger }), dir, _lock: lock })
+        Ok(Self {
+            path,
+            sockets: Arc::new(Sockets { dir: sockets, linger }),
+            dir,
+            lock: Mutex::new(Some(lock)),
+        })
     }
 
     /// Where the cgroup root of this directory was made, if that was written down.
@@ -94,6 +100,11 @@ impl StateDir {
         let mut file = File::from(rustix::fs::openat(&self.dir, next, flags, Mode::from(0o600))?);
         file.write_all(format!("{}\n", path.display()).as_bytes())?;
         Ok(rustix::fs::renameat(&self.dir, next, &self.dir, ROOT)?)
+    }
+
+    /// Lets another backend have it.
+    pub(super) fn release(&self) {
+        drop(self.lock.lock().take());
     }
 
     /// Removes all but the lock: there are no zygotes any more.

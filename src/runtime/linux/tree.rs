@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -59,7 +60,7 @@ pub(super) struct Tree {
     /// by itself.
     root: OwnedFd,
     leaf: OwnedFd,
-    _lock: Option<OwnedFd>,
+    lock: Mutex<Option<OwnedFd>>,
     /// Whether what is in it outlives this program.
     stays: bool,
 }
@@ -87,7 +88,7 @@ impl Tree {
         let leaf =
             made().map_err(|error| kernel_error(TRIED, format!("cgroup {}", path.display()), error))?;
         let controllers = controllers::enable(machine, &base, &parent, &root, config.move_host_to_leaf);
-        Ok(Self { path, controllers, name, parent, root, leaf, _lock: None, stays: false })
+        Ok(Self { path, controllers, name, parent, root, leaf, lock: Mutex::new(None), stays: false })
     }
 
     /// Opens the root of a state directory with all that is in it, or makes it.
@@ -122,7 +123,7 @@ impl Tree {
         let (root, leaf) =
             opened().map_err(|error| kernel_error(TRIED, format!("cgroup {}", path.display()), error))?;
         let controllers = controllers::enable(machine, &base, &parent, &root, config.move_host_to_leaf);
-        Ok(Self { path, controllers, name, parent, root, leaf, _lock: Some(lock), stays: true })
+        Ok(Self { path, controllers, name, parent, root, leaf, lock: Mutex::new(Some(lock)), stays: true })
     }
 
     /// Descriptors of the root, the zygotes' leaf and the root's parent. They share our open files.
@@ -136,6 +137,11 @@ impl Tree {
             Some(group) if group::number(&group)? == number => Ok(Some(group)),
             _ => Ok(None),
         }
+    }
+
+    /// Lets another backend have the root, if it stays.
+    pub(super) fn release(&self) {
+        drop(self.lock.lock().take());
     }
 
     /// Opens the group of that name, whoever's it is.

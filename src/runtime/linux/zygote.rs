@@ -248,6 +248,21 @@ impl Zygotes {
 
 impl Drop for Zygotes {
     fn drop(&mut self) {
+        self.hang_up();
+    }
+}
+
+impl Zygotes {
+    /// Reaps those that were killed. Blocks for a moment.
+    pub(super) fn reap_own(&self) {
+        let slots = self.slots.iter().map(|slot| Arc::clone(&slot.read()));
+        slots
+            .chain(self.old.read().iter().cloned().collect::<Vec<_>>())
+            .for_each(|process| process.reap_self());
+    }
+
+    /// Lets go of all of them. Those that do not stay end every sandbox of theirs, and themselves.
+    pub(super) fn hang_up(&self) {
         self.closing.store(true, Ordering::Release);
         self.slots.iter().for_each(|slot| slot.read().hang_up());
         self.old.read().iter().for_each(|process| process.hang_up());

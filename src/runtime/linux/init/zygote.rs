@@ -8,7 +8,7 @@ use crate::hosts::Staying;
 use crate::line::Line;
 use crate::protocol::{
     Answer, Child, Decoded, Header, Kind, Listing, MAX_FDS, MAX_LISTED, MAX_MESSAGE, Reader, Report, Step, VERSION,
-    Welcome, bytes_of, flag,
+    Welcome, ZYGOTE_NAME, bytes_of, flag,
 };
 use crate::sys::{self, Errno, Fd, ns};
 use crate::{At, Failure, builder, exec, leader, orphan, report_of, template};
@@ -77,7 +77,7 @@ pub(crate) fn run() -> ! {
     sys::block_signals(u64::MAX);
     let _ = sys::close_from(3);
     let _ = sys::prctl(sys::pr::SET_DUMPABLE, 0, 0);
-    sys::set_name(c"sk-zygote".as_ptr());
+    sys::set_name(ZYGOTE_NAME.as_ptr());
     // SAFETY: there is one thread, and this is the only reference ever made to it.
     let buffer = unsafe { &mut (*(&raw mut BUFFER)).0 };
     let set_up = receive(buffer)

@@ -4,6 +4,8 @@
 //! LinuxRuntime ── create: a group (tree, controllers), a block of IDs
 //!      │          start:  a network (netns), a plan, a spawn by a zygote; its pidfd is watched from then on (exit)
 //!      │          pause, resume: freeze
+//!      │          exec:   a middle child, and a leash (exec)
+//!      │          logs:   files that the init writes (log, log_reader)
 //!      └───────── stop, delete: end
 //! ```
 //!

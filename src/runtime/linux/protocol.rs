@@ -7,8 +7,7 @@
 //! host → zygote   SetUp   Stay, if it is to stay fds: /proc, root cgroup, leaf cgroup, a cgroup to end in,
 //!                                                     [the socket that hosts come to, the directory it is in]
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
-//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr],
-//!                                                     [2 slots of a log]
+//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr], [2 log slots]
 //!                 Exec    Fixed + its lists      fds: cgroup, report pipe, leader's pidfd, leash pipe, [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
 //!                 Hello   nothing                answered by Hello: Welcome
@@ -202,7 +201,6 @@ steps! {
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
     NewSession, Rlimit, Groups, Group, User, Capabilities, Directory, Execute,
-    // A log, and an exec.
     LogPipes, EnterSandbox, TieToParent,
     /// The program of an Exec has been executed. In the place of an errno comes its process ID.
     Executed,

@@ -136,6 +136,7 @@ fn a_full_keeper_says_so_with_its_code() {
 type Call = Pin<Box<dyn Future<Output = Result<(), Status>>>>;
 
 /// Every method that names a sandbox, called with this name.
+#[allow(clippy::needless_update, reason = "some requests have nothing but the name")]
 fn every_call(
     client: &KeeperClient<Channel>,
     sandbox: Option<wire::SandboxName>,

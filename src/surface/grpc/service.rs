@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::door::{Call, Ending, answer, status};
+use super::door::{Call, Ending, answer, daemon_ends, status};
 use super::list::take_part;
 use super::server::About;
 use super::{PART_BYTES, Parts, exec, list, logs, watch};
@@ -196,11 +196,10 @@ impl keeper_server::Keeper for Service {
 
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<WaitResponse>, Status> {
         verb!(self, request, "wait for", |call, keeper, key, body| {
-            // The call's own end comes a little later than its keeper's, and says less.
             let mut ending = self.ending.clone();
             let exit = tokio::select! {
                 exit = keeper.wait(&key) => exit?,
-                () = ending.begun() => return Err(super::door::daemon_ends(call.verb).on(&key)),
+                () = ending.begun() => return Err(daemon_ends(call.verb).on(&key)),
             };
             Ok(WaitResponse { exit: Some(exit.into()) })
         })

@@ -72,6 +72,8 @@ mod start;
 mod state_dir;
 mod sys;
 mod tree;
+#[cfg(test)]
+mod version_tests;
 mod workers;
 mod zygote;
 

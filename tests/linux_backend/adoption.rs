@@ -17,7 +17,7 @@ use sandkeeper::{ErrorKind, SandboxKey};
 
 use crate::support::*;
 
-/// Tells the executable to be a host: the state directory, and what to do there.
+/// Tells the executable to be a host: a file with the state directory, and what to do there.
 const HOST: &str = "SANDKEEPER_TEST_HOST";
 
 const SOON: Duration = Duration::from_secs(10);
@@ -95,6 +95,7 @@ fn config(dir: &Path) -> LinuxConfig {
 #[test]
 fn host_to_kill() {
     let Ok(told) = std::env::var(HOST) else { return };
+    let told = std::fs::read_to_string(told).unwrap();
     let mut lines = told.lines();
     let dir = PathBuf::from(lines.next().unwrap());
     let jobs: Vec<String> = lines.map(str::to_owned).collect();
@@ -151,9 +152,11 @@ impl Host {
         for (id, life, kind) in jobs {
             told += &format!("\n{id} {life} {}", kind.text());
         }
+        let jobs_file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&jobs_file, told).unwrap();
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["adoption::host_to_kill", "--exact", "--nocapture"])
-            .env(HOST, told)
+            .env(HOST, jobs_file.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -38,8 +38,8 @@ const TELLING: Duration = Duration::from_secs(5);
 enum Looked {
     /// Nothing is there.
     Absent,
-    /// It is known from now on.
-    Known(Arc<Sandbox>),
+    /// It is known from now on; and whether it is frozen, if that was seen on the way.
+    Known(Arc<Sandbox>, Option<bool>),
     /// It is being set up by this process.
     SettingUp(OwnedFd),
     /// It is coming to its end. Look again.
@@ -59,7 +59,7 @@ impl Inner {
         self: &Arc<Self>,
         instance: &Arc<Instance>,
     ) -> Result<Option<Arc<Sandbox>>, Error> {
-        self.find_and(instance, Unready::Wait).await
+        Ok(self.find_and(instance, Unready::Wait).await?.map(|(sandbox, _)| sandbox))
     }
 
     /// As [`find`](Self::find), for who wants it to end: one whose set-up is not done is ended, and then only prepared.
@@ -67,24 +67,24 @@ impl Inner {
         self: &Arc<Self>,
         instance: &Arc<Instance>,
     ) -> Result<Option<Arc<Sandbox>>, Error> {
-        self.find_and(instance, Unready::End).await
+        Ok(self.find_and(instance, Unready::End).await?.map(|(sandbox, _)| sandbox))
     }
 
     async fn find_and(
         self: &Arc<Self>,
         instance: &Arc<Instance>,
         unready: Unready,
-    ) -> Result<Option<Arc<Sandbox>>, Error> {
+    ) -> Result<Option<(Arc<Sandbox>, Option<bool>)>, Error> {
         loop {
             if let Some(sandbox) = self.lives.get(instance.life) {
-                return Ok(Some(sandbox));
+                return Ok(Some((sandbox, None)));
             }
             let Some(past) = self.past.clone() else { return Ok(None) };
             self.check_open()?;
             let (inner, wanted) = (Arc::clone(self), Arc::clone(instance));
             match self.workers.run(move || inner.look(&past, &wanted)).await?? {
-                Looked::Absent => return Ok(self.lives.get(instance.life)),
-                Looked::Known(sandbox) => return Ok(Some(sandbox)),
+                Looked::Absent => return Ok(self.lives.get(instance.life).map(|sandbox| (sandbox, None))),
+                Looked::Known(sandbox, frozen) => return Ok(Some((sandbox, frozen))),
                 Looked::SettingUp(pidfd) if unready == Unready::End => {
                     // An error means that it has ended by itself.
                     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
@@ -97,7 +97,8 @@ impl Inner {
 
     /// What exists of a life.
     pub(super) async fn reality(self: &Arc<Self>, instance: &Arc<Instance>) -> Result<Reality, Error> {
-        let Some(sandbox) = self.find(instance).await? else { return Ok(Reality::Absent) };
+        let found = self.find_and(instance, Unready::Wait).await?;
+        let Some((sandbox, frozen)) = found else { return Ok(Reality::Absent) };
         if sandbox.running().is_some_and(|leader| leader.ended_unseen) {
             sandbox.told_within(TELLING).await;
         }
@@ -108,7 +109,10 @@ impl Inner {
             Stage::Running(leader) => {
                 let tree = Arc::clone(&self.tree);
                 let started = start::started(&sandbox, &leader);
-                let frozen = self.workers.run(move || freeze::is_frozen(&tree, &sandbox)).await?;
+                let frozen = match frozen {
+                    Some(frozen) => frozen,
+                    None => self.workers.run(move || freeze::is_frozen(&tree, &sandbox)).await?,
+                };
                 Reality::Running { started, frozen }
             }
         })
@@ -156,15 +160,26 @@ impl Inner {
                 }
             }
         };
-        self.enter_found(past, instance, State { group: Some(number), ids: past.ids(number), stage })
+        let frozen = matches!(stage, Stage::Running(_)).then(|| group::is_frozen(&group).unwrap_or(false));
+        let state = State { group: Some(number), ids: past.ids(number), stage };
+        Ok(match self.enter_found(past, instance, state)? {
+            Some(sandbox) => Looked::Known(sandbox, frozen),
+            // Another has been quicker.
+            None => {
+                self.lives.get(instance.life).map_or(Looked::Ending, |sandbox| Looked::Known(sandbox, None))
+            }
+        })
     }
 
-    /// Makes a life known that was found, and watches for its end.
-    fn enter_found(&self, past: &Past, instance: &Arc<Instance>, state: State) -> Result<Looked, Error> {
+    /// Makes a life known that was found, and watches for its end; nothing if it is known already.
+    fn enter_found(
+        &self,
+        past: &Past,
+        instance: &Arc<Instance>,
+        state: State,
+    ) -> Result<Option<Arc<Sandbox>>, Error> {
         let (number, stage) = (state.group.unwrap_or(0), state.stage.clone());
-        let Some(sandbox) = self.lives.enter_found(instance, state) else {
-            return Ok(self.lives.get(instance.life).map_or(Looked::Ending, Looked::Known));
-        };
+        let Some(sandbox) = self.lives.enter_found(instance, state) else { return Ok(None) };
         match stage {
             Stage::Running(leader) => {
                 if let Err(error) = self.exits.watch(instance.life, &leader) {
@@ -182,7 +197,7 @@ impl Inner {
             }
             Stage::New | Stage::Prepared => drop(past.take(instance.life, number)),
         }
-        Ok(Looked::Known(sandbox))
+        Ok(Some(sandbox))
     }
 
     /// The leader, if it is an unreaped child of this zygote.

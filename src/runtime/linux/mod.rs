@@ -83,6 +83,8 @@ mod state_dir;
 mod sys;
 mod tree;
 mod usage;
+#[cfg(test)]
+mod version_tests;
 mod workers;
 mod zygote;
 

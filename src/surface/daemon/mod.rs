@@ -121,7 +121,9 @@ async fn live(config: Config, began: i64) -> Result<(), Failure> {
     grpc::serve(socket, keeper.clone(), about, settings, end).await;
     let let_go = async {
         keeper.leave().await;
-        if config.shutdown_sandboxes { linux.close().await } else { linux.leave().await }
+        // Where there is nothing to leave, nothing stays to wait for the next daemon either.
+        let nothing_left = keeper.is_empty() && linux.left_behind().is_empty();
+        if config.shutdown_sandboxes || nothing_left { linux.close().await } else { linux.leave().await }
     };
     if tokio::time::timeout(LETTING_GO, let_go).await.is_err() {
         tracing::warn!(limit = ?LETTING_GO, "the daemon ends with something still under way");

@@ -1,0 +1,9 @@
+//! The program itself: a real daemon on the linux runtime, driven by its own command line. Needs root.
+#![cfg(target_os = "linux")]
+
+mod daemon;
+mod json;
+mod names;
+mod readme;
+mod shells;
+mod verbs;

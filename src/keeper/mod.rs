@@ -30,6 +30,7 @@ mod recovery;
 mod status;
 mod watch;
 
+pub use crate::actor::OperationDeadlines;
 pub use builder::{KeeperBuilder, SpecSource};
 pub use handle::SandboxHandle;
 pub use list::{Filter, Sweep};

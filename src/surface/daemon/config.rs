@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::OperationDeadlines;
 use crate::error::{Error, ErrorKind};
+use crate::keeper::OperationDeadlines;
 use crate::surface::cli::Serve;
 use crate::surface::spec_file::{Span, from_toml};
 

@@ -185,7 +185,10 @@ fn spawn(state_dir: &Path, options: &[&str]) -> (Child, Arc<Mutex<String>>) {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.child.try_wait().ok().flatten().is_some() && self.state_dir.join("linux.root").exists() {
+        if self.child.try_wait().ok().flatten().is_some() {
+            if !self.state_dir.join("linux.root").exists() {
+                return;
+            }
             // It left its sandboxes to the next one.
             (self.child, self.log) = spawn(&self.state_dir, &[]);
             let log = Arc::clone(&self.log);

@@ -61,7 +61,7 @@ fn rows(all: &[SandboxStatus], with_namespace: bool, now: SystemTime) -> Vec<Row
             phase(status),
             if status.pid == 0 { "-".to_owned() } else { status.pid.to_string() },
             age.map_or_else(|| "-".to_owned(), quantity::age),
-            status.runtime.clone(),
+            if status.runtime.is_empty() { "-".to_owned() } else { status.runtime.clone() },
             labels(status),
         ];
         if with_namespace {

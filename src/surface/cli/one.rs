@@ -126,11 +126,11 @@ fn described(status: &wire::SandboxStatus, now: SystemTime) -> Vec<(&'static str
         let age = since(at, now).map(|age| format!(" ({} ago)", quantity::age(age)));
         format!("{}{}", moment(at), age.unwrap_or_default())
     };
-    let mut lines = vec![
-        ("sandbox", format!("{}/{}", status.namespace, status.id)),
-        ("phase", phase(status)),
-        ("runtime", status.runtime.clone()),
-    ];
+    let mut lines =
+        vec![("sandbox", format!("{}/{}", status.namespace, status.id)), ("phase", phase(status))];
+    if !status.runtime.is_empty() {
+        lines.push(("runtime", status.runtime.clone()));
+    }
     if status.pid != 0 {
         lines.push(("pid", status.pid.to_string()));
     }

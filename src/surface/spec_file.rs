@@ -143,8 +143,8 @@ quantity!(Span,
     Quantity::Text(text) => quantity::duration(&text),
 );
 quantity!(Cpus,
-    Quantity::Whole(cpus) => quantity::millis_of(cpus as f64),
-    Quantity::Fraction(cpus) => quantity::millis_of(cpus),
+    Quantity::Whole(cpus) => quantity::cpu_millis(&cpus.to_string()),
+    Quantity::Fraction(cpus) => quantity::cpu_millis(&cpus.to_string()),
     Quantity::Text(text) => quantity::cpu_millis(&text),
 );
 quantity!(Bound,

@@ -37,6 +37,8 @@ enum Kind {
     Ended,
     /// Being set up, and frozen in that.
     Stuck,
+    /// Made and ended over and over, from this life on, each a thousand lives apart.
+    Churn,
 }
 
 impl Kind {
@@ -49,6 +51,7 @@ impl Kind {
             Self::Created => "created".to_owned(),
             Self::Ended => "ended".to_owned(),
             Self::Stuck => "stuck".to_owned(),
+            Self::Churn => "churn".to_owned(),
         }
     }
 
@@ -62,13 +65,14 @@ impl Kind {
             "created" => Self::Created,
             "ended" => Self::Ended,
             "stuck" => Self::Stuck,
+            "churn" => Self::Churn,
             _ => panic!("{text}"),
         }
     }
 
     fn spec(&self) -> SandboxSpec {
         match self {
-            Self::Sleeper | Self::Paused | Self::Created | Self::Stuck => sleeper(),
+            Self::Sleeper | Self::Paused | Self::Created | Self::Stuck | Self::Churn => sleeper(),
             Self::Heart(file) => heartbeat(file),
             Self::Seven(file) => {
                 let mut spec = shell("while ! test -e /mnt/flag; do sleep 0.01; done; exit 7");
@@ -106,6 +110,10 @@ fn host_to_kill() {
             let [id, life, kind] = job.split(' ').collect::<Vec<_>>()[..] else { panic!("{job}") };
             let (life, kind) = (Life(life.parse().unwrap()), Kind::parse(kind));
             let instance = instance(&recorder, id, life, kind.spec());
+            if matches!(kind, Kind::Churn) {
+                tokio::spawn(churn(Arc::clone(&runtime), Arc::clone(&recorder), id.to_owned(), life.0));
+                continue;
+            }
             runtime.create(&instance).await.unwrap();
             let mut pid = 0;
             if matches!(kind, Kind::Stuck) {
@@ -131,6 +139,24 @@ fn host_to_kill() {
         eprintln!("ready");
         std::future::pending::<()>().await;
     });
+}
+
+/// Makes and ends one sandbox after the other: pause leaders, and processes with a root and without.
+async fn churn(runtime: Arc<LinuxRuntime>, recorder: Arc<Recorder>, id: String, first: u64) {
+    for life in first.. {
+        let spec = match life % 3 {
+            0 => sleeper(),
+            1 => shell("exit 5"),
+            _ => shell("sleep 100"),
+        };
+        let instance = instance(&recorder, &id, Life(life), spec);
+        runtime.create(&instance).await.unwrap();
+        runtime.start(&instance).await.unwrap();
+        if life % 2 == 0 {
+            runtime.stop(&instance, Urgency::Now).await.unwrap();
+        }
+        runtime.delete(&instance).await.unwrap();
+    }
 }
 
 fn instance(recorder: &Arc<Recorder>, id: &str, life: Life, spec: SandboxSpec) -> Arc<Instance> {
@@ -189,9 +215,14 @@ impl Host {
             kill(*pid);
         }
         for pid in &self.zygotes {
-            eventually("the zygote goes", SOON, || !process_exists(*pid));
+            eventually("the zygote ends", SOON, || has_ended(*pid));
         }
     }
+}
+
+/// Whether a process that is not our child has ended. Whoever inherits it reaps it in their own time.
+fn has_ended(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z 1 "))
 }
 
 impl Drop for Host {
@@ -286,7 +317,7 @@ impl Next {
         assert!(!root.exists(), "{} is left", root.display());
         assert!(!dir.join("zygotes").exists(), "sockets are left");
         for pid in usage.zygotes {
-            eventually("the zygote goes", SOON, || !process_exists(pid));
+            eventually("the zygote ends", SOON, || has_ended(pid));
         }
     }
 }
@@ -424,7 +455,7 @@ fn the_groups_lead_to_the_sandboxes_where_the_zygotes_do_not() {
             next.close(&state).await;
             // Whoever has inherited them reaps them in their own time.
             for pid in host.pids.values().filter(|pid| **pid != 0) {
-                eventually("the process goes", SOON, || !process_exists(*pid));
+                eventually("the process ends", SOON, || has_ended(*pid));
             }
         });
     }
@@ -692,7 +723,7 @@ fn zygotes_that_nobody_comes_back_to_end() {
     let root = place.root().unwrap();
     host.kill();
     for pid in &host.zygotes {
-        eventually("the zygote goes", SOON, || !process_exists(*pid));
+        eventually("the zygote ends", SOON, || has_ended(*pid));
     }
     eventually("the root goes", SOON, || !root.exists());
     assert_eq!(std::fs::read_dir(place.state().join("zygotes")).unwrap().count(), 0);
@@ -700,13 +731,13 @@ fn zygotes_that_nobody_comes_back_to_end() {
     let mut host = Host::start(&place.state(), &[("a", 11, Kind::Sleeper)]);
     host.kill();
     eventually("the idle one goes", SOON, || {
-        host.zygotes.iter().filter(|pid| process_exists(**pid)).count() == 1
+        host.zygotes.iter().filter(|pid| !has_ended(**pid)).count() == 1
     });
-    let keepers: Vec<u32> = host.zygotes.iter().copied().filter(|pid| process_exists(*pid)).collect();
+    let keepers: Vec<u32> = host.zygotes.iter().copied().filter(|pid| !has_ended(*pid)).collect();
     for entry in std::fs::read_dir(place.state().join("zygotes")).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
     }
-    eventually("the other one goes", SOON, || !process_exists(keepers[0]));
+    eventually("the other one ends", SOON, || has_ended(keepers[0]));
     block_on(async {
         let next = Next::new(&place.state());
         let a = next.instance("a", 11, &Kind::Sleeper);
@@ -866,4 +897,59 @@ fn many_survivors_are_adopted() {
         }
         next.close(&state).await;
     });
+}
+
+/// Field case C04. Goal: wherever a host is killed, what it was making is found or gone, and can be ended. Method: kill hosts that
+/// make and end sandboxes as fast as they can; reattach what their groups say, end the rest, and count what is left.
+#[test]
+fn a_host_killed_at_any_moment_leaves_nothing_that_is_not_found() {
+    let jobs: Vec<(String, u64)> = (0..6).map(|i| (format!("c-{i}"), 1_000_000 * (i + 1))).collect();
+    let jobs: Vec<(&str, u64, Kind)> =
+        jobs.iter().map(|(id, life)| (id.as_str(), *life, Kind::Churn)).collect();
+    let place = Place::new();
+    let state = place.state();
+    let (mut running, mut ended, mut created) = (0, 0, 0);
+    for round in 0..size(12, 200) {
+        let mut host = Host::start(&state, &jobs);
+        let moment = Duration::from_micros(scatter(round as u64) % 60_000);
+        block_on(async { tokio::time::sleep(moment).await });
+        host.kill();
+        block_on(async {
+            let next = Next::new(&state);
+            let children = || {
+                let list =
+                    |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+                next.runtime.usage().zygotes.iter().map(list).collect::<String>()
+            };
+            for survivor in next.runtime.survivors(&|_| false).await.unwrap() {
+                let kind = if survivor.life.0 % 3 == 0 { Kind::Sleeper } else { Kind::Ended };
+                let instance = next.instance(survivor.key.id().as_str(), survivor.life.0, &kind);
+                if scatter(survivor.life.0) % 3 == 0 {
+                    tokio::time::timeout(SOON, next.runtime.end_survivor(&survivor))
+                        .await
+                        .expect("it ends")
+                        .unwrap();
+                    continue;
+                }
+                match next.reattach(&instance).await {
+                    Reality::Running { started, .. } => {
+                        assert!(process_exists(started.pid));
+                        running += 1;
+                    }
+                    Reality::Ended(exit) => {
+                        let reasons = [ExitReason::Exited(5), ExitReason::Signalled(9)];
+                        assert!(reasons.contains(&exit.reason), "{survivor:?} {exit:?}");
+                        ended += 1;
+                    }
+                    Reality::Created => created += 1,
+                    Reality::Absent => panic!("{survivor:?} is not found"),
+                }
+                next.delete(&instance).await;
+            }
+            eventually(&format!("round {round}: no child is left"), SOON, || children().is_empty());
+            next.close(&state).await;
+        });
+    }
+    eprintln!("{running} ran, {ended} had ended, {created} were only created");
+    assert!(running + ended + created > 0);
 }

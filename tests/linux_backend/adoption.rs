@@ -180,6 +180,10 @@ impl Host {
         }
         let jobs_file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&jobs_file, told).unwrap();
+        #[expect(
+            clippy::zombie_processes,
+            reason = "it is waited for when it is killed; else the test fails"
+        )]
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["adoption::host_to_kill", "--exact", "--nocapture"])
             .env(HOST, jobs_file.path())
@@ -862,6 +866,12 @@ fn born_as(pid: u32) -> Option<Bystander> {
     None
 }
 
+/// What this process has used of a core.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// Goal: adoption is quick. Method: many sandboxes, timed; the figures are for whoever runs it alone.
 #[test]
 fn many_survivors_are_adopted() {
@@ -878,7 +888,7 @@ fn many_survivors_are_adopted() {
         let next = Next::new(&state);
         let made = start.elapsed();
         let instances: Vec<_> = jobs.iter().map(|(id, life, kind)| next.instance(id, *life, kind)).collect();
-        let start = std::time::Instant::now();
+        let (start, used) = (std::time::Instant::now(), cpu_time());
         let mut tasks = tokio::task::JoinSet::new();
         for chunk in instances.chunks(count.div_ceil(64)) {
             let (runtime, chunk) = (Arc::clone(&next.runtime), chunk.to_vec());
@@ -891,7 +901,8 @@ fn many_survivors_are_adopted() {
         while let Some(done) = tasks.join_next().await {
             done.unwrap();
         }
-        eprintln!("{count} survivors: the backend {made:?}, reattached {:?}", start.elapsed());
+        let (took, used) = (start.elapsed(), cpu_time() - used);
+        eprintln!("{count} survivors: the backend {made:?}; reattached in {took:?}, of {used:?} on a core");
         for instance in &instances {
             next.delete(instance).await;
         }
@@ -922,9 +933,9 @@ fn a_host_killed_at_any_moment_leaves_nothing_that_is_not_found() {
                 next.runtime.usage().zygotes.iter().map(list).collect::<String>()
             };
             for survivor in next.runtime.survivors(&|_| false).await.unwrap() {
-                let kind = if survivor.life.0 % 3 == 0 { Kind::Sleeper } else { Kind::Ended };
+                let kind = if survivor.life.0.is_multiple_of(3) { Kind::Sleeper } else { Kind::Ended };
                 let instance = next.instance(survivor.key.id().as_str(), survivor.life.0, &kind);
-                if scatter(survivor.life.0) % 3 == 0 {
+                if scatter(survivor.life.0).is_multiple_of(3) {
                     tokio::time::timeout(SOON, next.runtime.end_survivor(&survivor))
                         .await
                         .expect("it ends")

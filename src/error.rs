@@ -40,6 +40,26 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// The kind of a gRPC status code; nothing for those that no error of ours has.
+    pub fn from_grpc_code(code: i32) -> Option<Self> {
+        use ErrorKind::*;
+        let all = [
+            Cancelled,
+            InvalidArgument,
+            DeadlineExceeded,
+            NotFound,
+            AlreadyExists,
+            PermissionDenied,
+            ResourceExhausted,
+            FailedPrecondition,
+            Aborted,
+            Unimplemented,
+            Internal,
+            Unavailable,
+        ];
+        all.into_iter().find(|kind| kind.grpc_code() == code)
+    }
+
     /// The gRPC status code of the same name.
     pub fn grpc_code(self) -> i32 {
         self as i32
@@ -80,7 +100,7 @@ pub struct Error(Arc<Inner>);
 
 struct Inner {
     kind: ErrorKind,
-    /// A verb in the infinitive: `pause`.
+    /// A verb in the infinitive: `pause`. Empty if `found` says everything.
     tried: Cow<'static, str>,
     sandbox: Option<SandboxKey>,
     found: Cow<'static, str>,
@@ -105,6 +125,15 @@ impl Error {
             retry_after: None,
             source: None,
         }))
+    }
+
+    /// An error of another process, whose `message` already says all that one of ours would: it prints as that alone.
+    pub fn from_remote(kind: ErrorKind, message: impl Into<String>, retry_after: Option<Duration>) -> Self {
+        let error = Self::new(kind, "", message.into());
+        match retry_after {
+            Some(pause) => error.retry_after(pause),
+            None => error,
+        }
     }
 
     fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -162,11 +191,14 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { tried, sandbox, found, remedy, source, .. } = &*self.0;
-        write!(f, "cannot {tried}")?;
-        if let Some(key) = sandbox {
-            write!(f, " sandbox \"{key}\"")?;
+        if !tried.is_empty() {
+            write!(f, "cannot {tried}")?;
+            if let Some(key) = sandbox {
+                write!(f, " sandbox \"{key}\"")?;
+            }
+            f.write_str(": ")?;
         }
-        write!(f, ": {found}")?;
+        f.write_str(found)?;
         if let Some(source) = source {
             write!(f, ": {source}")?;
         }
@@ -204,5 +236,9 @@ mod tests {
             "cannot pause sandbox \"default/web-7\": it is stopping; wait for it to stop, or shut it down"
         );
         assert_eq!(error.kind().grpc_code(), 9);
+        assert_eq!(ErrorKind::from_grpc_code(9), Some(error.kind()));
+        assert_eq!(ErrorKind::from_grpc_code(0), None);
+        let remote = Error::from_remote(error.kind(), error.to_string(), None);
+        assert_eq!(remote.to_string(), error.to_string());
     }
 }

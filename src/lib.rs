@@ -54,6 +54,7 @@
 //! | feature | default | what it adds |
 //! | --- | --- | --- |
 //! | `linux` | yes | `runtime::linux`: namespaces, cgroup v2, pidfd. Needs a C linker to build, root and Linux 5.14 to run |
+//! | `grpc` | with `cli` | `surface::grpc`: the daemon's service over a unix socket, and a client for it |
 //! | `testing` | no | fault scripts of [`runtime::memory`], the contract suite `runtime::contract`, faults on demand |
 //!
 //! Without any, there is everything from the model to the keeper, and the memory backend.
@@ -70,6 +71,8 @@ pub mod model;
 mod registry;
 pub mod runtime;
 pub mod spec;
+#[cfg(feature = "grpc")]
+pub mod surface;
 pub mod telemetry;
 pub mod wire;
 

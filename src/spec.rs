@@ -300,6 +300,8 @@ impl SandboxSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+
     use super::*;
     use crate::error::ErrorKind;
 
@@ -325,6 +327,10 @@ mod tests {
         refused(|spec| spec.limits.pids = Some(0), "pids limit is 0");
         refused(|spec| drop(spec.labels.insert(String::new(), String::new())), "empty key");
         refused(|spec| spec.network = Network::Join("netns".into()), "absolute path");
+        refused(
+            |spec| spec.network = Network::Join(std::ffi::OsStr::from_bytes(b"/netns/\xff").into()),
+            r#"the network namespace is "/netns/\xFF", which is not UTF-8"#,
+        );
         refused(
             |spec| {
                 let mut process = ProcessSpec::new(["/bin/true"]);

@@ -27,6 +27,16 @@ pub const OWNERS_REPLACED: &str = "sandkeeper_owners_replaced_total";
 pub const OWNERS_GIVEN_UP: &str = "sandkeeper_owners_given_up_total";
 /// Counter: registry actors that failed and were replaced.
 pub const REGISTRY_REPLACED: &str = "sandkeeper_registry_replaced_total";
+/// Histogram: changes that the journal wrote in one transaction.
+pub const JOURNAL_BATCH_CHANGES: &str = "sandkeeper_journal_batch_changes";
+/// Histogram, seconds: how long such a transaction took, until it was durable.
+pub const JOURNAL_COMMIT_SECONDS: &str = "sandkeeper_journal_commit_seconds";
+/// Counter: groups of changes that the journal could not write, retries included.
+pub const JOURNAL_FAILURES: &str = "sandkeeper_journal_failures_total";
+/// Counter: damaged files of the journal that were set aside.
+pub const JOURNAL_SET_ASIDE: &str = "sandkeeper_journal_set_aside_total";
+/// Counter: damaged records that the journal had in quarantine when it was opened.
+pub const JOURNAL_DAMAGED: &str = "sandkeeper_journal_damaged_records_total";
 
 /// Gives the recorder in force units and descriptions. Call it once, after installing a recorder.
 pub fn describe() {
@@ -41,6 +51,14 @@ pub fn describe() {
     describe_counter!(OWNERS_REPLACED, "actors that failed and were replaced");
     describe_counter!(OWNERS_GIVEN_UP, "sandboxes whose actor failed too often to be replaced again");
     describe_counter!(REGISTRY_REPLACED, "registry actors that failed and were replaced");
+    describe_histogram!(JOURNAL_BATCH_CHANGES, "changes that the journal wrote in one transaction");
+    describe_histogram!(JOURNAL_COMMIT_SECONDS, Unit::Seconds, "how long a transaction of the journal took");
+    describe_counter!(JOURNAL_FAILURES, "groups of changes that the journal could not write");
+    describe_counter!(JOURNAL_SET_ASIDE, "damaged files of the journal that were set aside");
+    describe_counter!(
+        JOURNAL_DAMAGED,
+        "damaged records that the journal had in quarantine when it was opened"
+    );
 }
 
 pub(crate) fn operation(operation: Operation, took: Duration, outcome: Result<(), ErrorKind>) {
@@ -72,4 +90,21 @@ pub(crate) fn phase_entered(phase: Phase) {
 
 pub(crate) fn exited(reason: ExitReason) {
     metrics::counter!(EXITS, "reason" => reason.name()).increment(1);
+}
+
+pub(crate) fn journal_committed(changes: usize, took: Duration) {
+    metrics::histogram!(JOURNAL_BATCH_CHANGES).record(changes as f64);
+    metrics::histogram!(JOURNAL_COMMIT_SECONDS).record(took.as_secs_f64());
+}
+
+pub(crate) fn journal_failed() {
+    metrics::counter!(JOURNAL_FAILURES).increment(1);
+}
+
+pub(crate) fn journal_set_aside() {
+    metrics::counter!(JOURNAL_SET_ASIDE).increment(1);
+}
+
+pub(crate) fn journal_damaged(records: usize) {
+    metrics::counter!(JOURNAL_DAMAGED).increment(records as u64);
 }

@@ -13,7 +13,6 @@ use crate::model::{
     Answer, BootMillis, Cause, Command, Effect, Exit, Found, Life, Lifecycle, Observation, OpId, Operation,
     Outcome, Phase,
 };
-use crate::runtime::Started;
 use crate::telemetry;
 
 use super::cell::Cell;
@@ -286,12 +285,17 @@ impl Shell {
         match result {
             Ok(Done::Nothing) => self.observe(Observation::Ended { op, failed: false }),
             Ok(Done::Started(started)) => {
-                self.note_started(started);
+                let now = crate::runtime::unix_nanos();
+                self.cell.note(|facts| {
+                    facts.started = Some(Arc::new(started));
+                    facts.started_at_unix_nanos = now;
+                });
                 self.observe(Observation::Ended { op, failed: false });
             }
             Ok(Done::Found(found, started)) => {
                 if let (Some(started), Found::Running { .. }) = (started, found) {
-                    self.note_started(started);
+                    // When it was started is as it was written, or nobody knows.
+                    self.cell.note(|facts| facts.started = Some(Arc::new(started)));
                 }
                 self.observe(Observation::Found { op, found });
             }
@@ -305,14 +309,6 @@ impl Shell {
         if self.cell.waiters(|waiters| waiters.is_idle()) {
             self.failures.clear();
         }
-    }
-
-    fn note_started(&self, started: Started) {
-        let now = crate::runtime::unix_nanos();
-        self.cell.note(|facts| {
-            facts.started = Some(Arc::new(started));
-            facts.started_at_unix_nanos = now;
-        });
     }
 
     fn replace(&mut self, lost: Lost) {

@@ -1,14 +1,41 @@
 //! What is written down: for each sandbox what it is to be and what was going on, so that nothing is lost when the program
 //! that supervises it is killed.
+//!
+//! `docs/journal.md` draws the format and says what each fault leads to.
+
+mod ballast;
+mod batch;
+mod fault;
+mod lock;
+mod medium;
+mod record;
+mod rows;
+mod salvage;
+mod store;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
+mod writer;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::Error;
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::model::Record;
+use lock::Lock;
+use medium::Medium;
+use store::Place;
+use writer::{Running, Writer};
 
 /// The journal of one keeper: a directory that is locked while it is open. Cloning gives another handle to it.
+///
+/// Dropping the last handle writes what is queued, and closes it.
 #[derive(Clone)]
 pub struct Journal {
     inner: Arc<Inner>,
@@ -16,6 +43,8 @@ pub struct Journal {
 
 struct Inner {
     dir: PathBuf,
+    recovered: Mutex<Option<Recovered>>,
+    writer: Running,
 }
 
 /// What is written of one sandbox beside its spec.
@@ -43,15 +72,19 @@ pub(crate) enum Change {
 /// Called once a change is durable, or cannot be made so now. From a thread of the journal's; must not block.
 pub(crate) type Then = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
+/// All that is to be written, read when it is needed.
+pub(crate) type Source = Arc<dyn Fn() -> Vec<Recorded> + Send + Sync>;
+
 /// What an opened journal held.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
-    /// Every sandbox whose record could be read.
+    /// Every sandbox whose record could be read, in the order of the text of their keys.
     pub(crate) sandboxes: Vec<Recorded>,
-    /// What could not be read, and was put aside.
+    /// What could not be read, and was put aside: now or at an earlier opening, if it has not been
+    /// [accepted](Journal::accept_losses) as lost since and no later record stands in for it.
     pub(crate) damaged: Vec<Damaged>,
     /// Whether records may be missing, so that what exists without one may be somebody's: the file was damaged, and was set
-    /// aside or is not of this format.
+    /// aside or is not of this format. It stays so over later openings until it is [accepted](Journal::accept_losses).
     pub(crate) incomplete: bool,
     /// Counts up with every opening of this journal; starts at 1.
     pub(crate) epoch: u64,
@@ -81,11 +114,26 @@ pub(crate) struct Damaged {
 impl Journal {
     /// Opens the journal in a directory, which is made if need be, and locks it.
     ///
+    /// A file in it that is damaged is set aside, never wiped, and what can be read of it is kept.
+    ///
     /// # Errors
     /// - `FailedPrecondition`: another process has it open; the message says which.
     /// - `PermissionDenied`, `ResourceExhausted`, `Internal`: the directory cannot be used.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
-        Ok(Self { inner: Arc::new(Inner { dir: dir.as_ref().to_owned() }) })
+        Self::open_on(dir.as_ref(), medium::files(), boot()?)
+    }
+
+    /// Opens it on files of one's own making, in a boot of one's own choosing.
+    pub(crate) fn open_on(dir: &Path, medium: Medium, boot: u64) -> Result<Self, Error> {
+        lock::prepare(dir)?;
+        lock::mention_file_system(dir);
+        let lock = Lock::take(dir)?;
+        let place = Place { dir: dir.to_owned(), medium, boot };
+        let (writer, recovered) = Writer::open(place, lock)?;
+        let writer = writer.run()?;
+        Ok(Self {
+            inner: Arc::new(Inner { dir: dir.to_owned(), recovered: Mutex::new(Some(recovered)), writer }),
+        })
     }
 
     /// The directory.
@@ -95,24 +143,52 @@ impl Journal {
 
     /// What it held when it was opened. Once; nothing the second time.
     pub(crate) fn take_recovered(&self) -> Option<Recovered> {
-        Some(Recovered { epoch: 1, next_life: 1, ..Recovered::default() })
+        self.inner.recovered.lock().take()
     }
 
-    /// Where all that is to be written can be read, should the file have to be made anew.
-    pub(crate) fn set_source(&self, _source: Arc<dyn Fn() -> Vec<Recorded> + Send + Sync>) {}
-
-    /// Why nothing can be written at the moment, if that is so.
-    pub fn trouble(&self) -> Option<String> {
-        None
+    /// Where all that is to be written can be read, should the file have to be made anew. Called on the journal's thread.
+    pub(crate) fn set_source(&self, source: Source) {
+        self.inner.writer.set_source(source);
     }
-
-    /// Waits until all that was given is durable, or has failed. Blocks.
-    pub fn flush(&self) {}
 
     /// Writes a change, together with whatever else is waiting. Returns at once; `then` hears when it is durable.
-    pub(crate) fn write(&self, _key: SandboxKey, _change: Change, then: Option<Then>) {
-        if let Some(then) = then {
-            then(Ok(()));
-        }
+    ///
+    /// A change that cannot be written is kept, and tried again every second and with the next change, until it is written
+    /// or a later change of that sandbox takes its place. So whoever gives up what `then` was told has failed says so by
+    /// another change: a Define that was refused is taken back with Remove.
+    pub(crate) fn write(&self, key: SandboxKey, change: Change, then: Option<Then>) {
+        self.inner.writer.write(key, change, then);
     }
+
+    /// Returns once every change given before is durable, or has failed. Blocks its thread.
+    pub fn flush(&self) {
+        self.inner.writer.flush();
+    }
+
+    /// Why changes cannot be written at the moment; nothing if they can.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.writer.trouble()
+    }
+
+    /// Declares that what is missing or damaged is lost: later openings do not mention it any more. What was set aside is
+    /// kept. Blocks its thread.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub fn accept_losses(&self) -> Result<(), Error> {
+        self.inner.writer.accept_losses()
+    }
+}
+
+/// A number of this boot of the machine.
+fn boot() -> Result<u64, Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(path).map_err(|error| lock::refused(path, "read", error))?;
+    // Half of its random bits; 0 stands for none.
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).skip(16).take(16).collect();
+    let number = u64::from_str_radix(&digits, 16);
+    let number = number.map_err(|_| {
+        Error::new(ErrorKind::Internal, format!("read {}", path.display()), format!("it says {text:?}"))
+    })?;
+    Ok(number.max(1))
 }

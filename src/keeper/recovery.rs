@@ -45,7 +45,7 @@ pub(super) struct Recovery {
 impl Recovery {
     /// Makes the sandboxes known that were written down, and goes on with them in a task.
     pub(super) fn begin(self, recovered: Recovered) -> Arc<Unowned> {
-        let Recovered { sandboxes, damaged, incomplete, .. } = recovered;
+        let Recovered { sandboxes, damaged, incomplete, same_boot, .. } = recovered;
         let mut unowned = Unowned { damaged: damaged.len(), ..Unowned::default() };
         let mut restless = Vec::new();
         for recorded in &sandboxes {
@@ -66,7 +66,7 @@ impl Recovery {
             let key = damaged.key.map(|key| key.to_string());
             tracing::error!(sandbox = key, why = damaged.why, "a record is damaged, and was put aside");
         }
-        tracing::info!(sandboxes = sandboxes.len(), to_find = restless.len(), "records read");
+        tracing::info!(sandboxes = sandboxes.len(), to_find = restless.len(), same_boot, "records read");
         self.services.registry.send(Upward::Restore(restless));
         let unowned = Arc::new(unowned);
         let told = Arc::clone(&unowned);
@@ -170,6 +170,14 @@ impl Keeper {
                     self.inner.unowned.orphans.lock().push((survivor.clone(), runtime));
                     left.push((survivor, error));
                 }
+            }
+        }
+        if let (true, Some(journal)) = (left.is_empty(), self.inner.services.journal.clone()) {
+            // What is missing is accepted as lost: the next keeper need not be careful any more.
+            match tokio::task::spawn_blocking(move || journal.accept_losses()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "that losses were accepted is not written"),
+                Err(_ending) => {}
             }
         }
         (ended, left)

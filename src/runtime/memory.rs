@@ -197,6 +197,11 @@ impl MemoryRuntime {
         self.end(key, None, reason)
     }
 
+    /// Loses an instance without a word, as a machine that goes down would.
+    pub fn forget(&self, key: &SandboxKey) {
+        self.world.lock().instances.remove(key);
+    }
+
     /// The keys of everything that exists here.
     pub fn existing(&self) -> Vec<SandboxKey> {
         self.world.lock().instances.keys().copied().collect()
@@ -356,7 +361,12 @@ impl Runtime for MemoryRuntime {
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {
         let (_, result) = self.step(instance, "reattach", |script| &script.reattach).await?;
         result?;
-        Ok(match self.stage(instance) {
+        let stage = self.stage(instance);
+        if let Some(stage) = stage {
+            // Whoever asks hears of its end from now on: the owner before may be another keeper's.
+            self.set_stage(instance, stage);
+        }
+        Ok(match stage {
             None => Reality::Absent,
             Some(Stage::Created) => Reality::Created,
             Some(Stage::Running { pid, frozen }) => {

@@ -28,7 +28,10 @@ impl Check {
 
     fn path(&self, what: &str, path: &std::path::Path) -> Result<(), Error> {
         self.at_most(what, path.as_os_str().len(), bounds::PATH_BYTES, "bytes")?;
-        self.no_nul(what, &path.to_string_lossy())?;
+        // Neither a request nor the journal could carry it: both are protobuf.
+        let text =
+            path.to_str().ok_or_else(|| self.refuse(format!("{what} is {path:?}, which is not UTF-8")))?;
+        self.no_nul(what, text)?;
         if path.is_absolute() {
             return Ok(());
         }

@@ -12,7 +12,14 @@ pub mod generated {
     include!("generated/sandkeeper.v1.rs");
 }
 
+mod keeper;
+mod spec;
+
 pub use generated::{ExitStatus, SandboxStatus};
+pub use keeper::phase_named;
+pub use spec::{
+    MalformedSpec, decode_spec, duration, encode_spec, positive_duration, resource_name, resource_named,
+};
 
 /// A moment in nanoseconds since the Unix epoch; nothing for 0, which stands for "unknown".
 pub(crate) fn timestamp(unix_nanos: i64) -> Option<Timestamp> {
@@ -28,14 +35,4 @@ impl From<Exit> for ExitStatus {
             exited_at: timestamp(exit.at_unix_nanos),
         }
     }
-}
-
-/// A spec in bytes.
-pub(crate) fn encode_spec(_spec: &crate::spec::SandboxSpec) -> Vec<u8> {
-    Vec::new()
-}
-
-/// A spec of bytes.
-pub(crate) fn decode_spec(_bytes: &[u8]) -> Result<crate::spec::SandboxSpec, crate::error::Error> {
-    Ok(crate::spec::SandboxSpec::default())
 }

@@ -22,7 +22,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("journal", &["id", "model", "error", "failpoint", "telemetry"]),
     ("runtime", &["id", "model", "error", "spec", "failpoint"]),
     ("controller", &["id", "model", "error", "spec", "runtime"]),
-    ("wire", &["id", "model", "error", "spec", "runtime", "controller"]),
+    // Messages are made of whatever is told to the outside.
+    ("wire", &["id", "model", "error", "spec", "events", "runtime", "controller"]),
     (
         "actor",
         &[

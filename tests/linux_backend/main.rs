@@ -7,7 +7,10 @@
 
 mod adoption;
 mod descriptors;
+mod exec;
 mod exits;
 mod freeze;
 mod leftovers;
+mod logs;
+mod outlive;
 mod support;

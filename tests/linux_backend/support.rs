@@ -170,6 +170,20 @@ pub(crate) fn shell(script: &str) -> SandboxSpec {
     SandboxSpec { root: RootFs::HostReadOnly, process: Some(process), ..SandboxSpec::default() }
 }
 
+/// Whether this is a process of this one test: else it runs the test in such a process. For tests that count what other tests
+/// would make and open meanwhile.
+#[track_caller]
+pub(crate) fn alone(name: &str) -> bool {
+    if std::env::var_os("SANDKEEPER_ALONE").is_some() {
+        return true;
+    }
+    let test = std::env::current_exe().unwrap();
+    let status =
+        std::process::Command::new(test).args([name, "--exact"]).env("SANDKEEPER_ALONE", "1").status();
+    assert!(status.unwrap().success());
+    false
+}
+
 /// A sandbox that does nothing.
 pub(crate) fn sleeper() -> SandboxSpec {
     SandboxSpec::default()

@@ -59,7 +59,7 @@ pub(super) struct Process {
     reaps: Mutex<Leavings>,
     reaps_left: Notify,
     /// Where what nobody waits for any more is ended.
-    runtime: Handle,
+    pub(super) runtime: Handle,
 }
 
 /// Children that this program is done with.

@@ -1,13 +1,13 @@
 //! What can be set about the embedded Linux backend.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 /// The default start of the range of IDs: past the users and groups of a usual machine.
 const ID_START: u32 = 1 << 20;
 
 /// The default number of blocks of IDs: all up to 2^31, past which some programs take an ID for a negative number.
 const ID_BLOCKS: u32 = (1 << 15) - (ID_START >> 16);
-
-use std::path::PathBuf;
-use std::time::Duration;
 
 /// The settings of a [`LinuxRuntime`](super::LinuxRuntime). The default suits a program that keeps its own sandboxes and
 /// wants them gone when it ends.
@@ -50,6 +50,11 @@ pub struct LinuxConfig {
     pub exit_evidence: ExitEvidence,
     /// By what sandboxes are found again.
     pub adopt_by: AdoptBy,
+    /// Where [logs](crate::spec::Stdio::log_bytes) are kept, in a directory for each sandbox. No other backend may use the
+    /// same one. Without it, specs that ask for a log are refused.
+    ///
+    /// On tmpfs, what is written there counts to the memory of the sandbox it is from.
+    pub log_dir: Option<PathBuf>,
 }
 
 impl Default for LinuxConfig {
@@ -65,6 +70,7 @@ impl Default for LinuxConfig {
             move_host_to_leaf: false,
             exit_evidence: ExitEvidence::Best,
             adopt_by: AdoptBy::Best,
+            log_dir: None,
         }
     }
 }

@@ -235,7 +235,7 @@ impl Judge {
 /// What a wait status says.
 ///
 /// Source: wait(2), and the macros of `sys/wait.h`.
-fn reason_of_status(status: i32) -> ExitReason {
+pub(super) fn reason_of_status(status: i32) -> ExitReason {
     match status & 0x7f {
         0 => ExitReason::Exited((status >> 8) as u8),
         signal => ExitReason::Signalled(signal as u8),
@@ -256,7 +256,7 @@ fn status_of_zombie(proc: &OwnedFd, leader: &Leader, trust_name: bool) -> Result
 /// The wait status in a line of `/proc/PID/stat`; nothing unless it is of a zombie.
 ///
 /// Source: proc_pid_stat(5): field 2 is the name in parentheses, 3 the state, 52 the status.
-fn parse_zombie(stat: &[u8], trust_name: bool) -> Option<i32> {
+pub(super) fn parse_zombie(stat: &[u8], trust_name: bool) -> Option<i32> {
     let open = stat.iter().position(|byte| *byte == b'(')?;
     // A name may hold parentheses itself; the last one closes it.
     let close = stat.iter().rposition(|byte| *byte == b')')?;

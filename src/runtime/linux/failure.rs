@@ -5,6 +5,7 @@ use std::io;
 use super::plan::Plan;
 use super::protocol::{Report, Step};
 use crate::error::{Error, ErrorKind};
+use crate::id::SandboxKey;
 
 const EPERM: u32 = libc::EPERM as u32;
 const ENOENT: u32 = libc::ENOENT as u32;
@@ -20,40 +21,57 @@ const ENOMEM: u32 = libc::ENOMEM as u32;
 const EMFILE: u32 = libc::EMFILE as u32;
 const ENFILE: u32 = libc::ENFILE as u32;
 
+/// What came to nothing.
+pub(super) struct Attempt<'a> {
+    /// The call, as it is told in the error.
+    pub(super) tried: &'static str,
+    pub(super) key: &'a SandboxKey,
+    pub(super) program: Option<&'a str>,
+    /// Where mounts go.
+    pub(super) targets: &'a [String],
+}
+
 /// The error for a start that this report ended.
 pub(super) fn start_failed(plan: &Plan, report: Report) -> Error {
+    let (key, program) = (&plan.key, plan.program.as_deref());
+    failed(&Attempt { tried: "start", key, program, targets: &plan.targets }, report)
+}
+
+/// The error for an attempt that this report ended.
+pub(super) fn failed(attempt: &Attempt<'_>, report: Report) -> Error {
+    let Attempt { tried, key, targets, .. } = *attempt;
     let Some(step) = Step::from_u32(report.step) else {
         return Error::new(
             ErrorKind::Internal,
-            "start",
+            tried,
             format!("its zygote reports an unknown step, {}", report.step),
         )
-        .on(&plan.key);
+        .on(key);
     };
     let cause = io::Error::from_raw_os_error(report.errno as i32);
     let error = match step {
-        Step::Execute => execute_failed(plan, report.errno),
+        Step::Execute => execute_failed(attempt, report.errno),
         Step::Directory if matches!(report.errno, ENOENT | ENOTDIR | EACCES) => {
-            Error::new(ErrorKind::InvalidArgument, "start", "its process cannot enter its working directory")
+            Error::new(ErrorKind::InvalidArgument, tried, "its process cannot enter its working directory")
                 .remedy("name one that is in the sandbox's root and open to the process's user")
         }
         Step::FindTarget if matches!(report.errno, ENOENT | ENOTDIR | ELOOP) => Error::new(
             ErrorKind::InvalidArgument,
-            "start",
-            format!("the target of a mount is not in its root (targets: {})", plan.targets.join(", ")),
+            tried,
+            format!("the target of a mount is not in its root (targets: {})", targets.join(", ")),
         )
         .remedy("make the target in the root first; a file goes on a file, a directory on a directory"),
         Step::Rlimit if report.errno == EPERM => {
-            Error::new(ErrorKind::PermissionDenied, "start", "a resource limit lies above this program's own")
+            Error::new(ErrorKind::PermissionDenied, tried, "a resource limit lies above this program's own")
                 .remedy("lower it, or raise the hard limits that this program is started with")
         }
-        _ => Error::new(kind_of(report.errno), "start", format!("{} was refused", words(step))),
+        _ => Error::new(kind_of(report.errno), tried, format!("{} was refused", words(step))),
     };
     let error = match remedy(step, report.errno) {
         Some(remedy) => error.remedy(remedy),
         None => error,
     };
-    error.caused_by(cause).on(&plan.key)
+    error.caused_by(cause).on(key)
 }
 
 fn kind_of(errno: u32) -> ErrorKind {
@@ -64,9 +82,9 @@ fn kind_of(errno: u32) -> ErrorKind {
     }
 }
 
-fn execute_failed(plan: &Plan, errno: u32) -> Error {
-    let program = plan.program.as_deref().unwrap_or_default();
-    let refuse = |found: String| Error::new(ErrorKind::InvalidArgument, "start", found);
+fn execute_failed(attempt: &Attempt<'_>, errno: u32) -> Error {
+    let program = attempt.program.unwrap_or_default();
+    let refuse = |found: String| Error::new(ErrorKind::InvalidArgument, attempt.tried, found);
     match errno {
         ENOENT | ENOTDIR if program.contains('/') => {
             refuse(format!("no such program in the sandbox's root: {program}"))
@@ -76,7 +94,7 @@ fn execute_failed(plan: &Plan, errno: u32) -> Error {
             .remedy("name it with its path, or set PATH in the process's environment"),
         EACCES => refuse(format!("not executable for the process's user: {program}")),
         ENOEXEC => refuse(format!("not a program that this machine can execute: {program}")),
-        _ => Error::new(kind_of(errno), "start", format!("the program cannot be executed: {program}")),
+        _ => Error::new(kind_of(errno), attempt.tried, format!("the program cannot be executed: {program}")),
     }
 }
 
@@ -136,7 +154,7 @@ pub(super) fn launch_failed(report: Report) -> Error {
 /// What a step does, as a noun.
 fn words(step: Step) -> &'static str {
     match step {
-        Step::Ready | Step::Executing | Step::Built => "nothing",
+        Step::Ready | Step::Executing | Step::Built | Step::Executed => "nothing",
         Step::Understand => "the message",
         Step::Retired => "a new child of an old zygote",
         Step::Listen => "the socket for later hosts",
@@ -183,5 +201,8 @@ fn words(step: Step) -> &'static str {
         Step::Capabilities => "setting the process's capabilities",
         Step::Directory => "entering the working directory",
         Step::Execute => "executing the program",
+        Step::LogPipes => "setting up its log",
+        Step::EnterSandbox => "entering the sandbox's namespaces",
+        Step::TieToParent => "tying the program to who asked for it",
     }
 }

@@ -4,6 +4,8 @@
 //! LinuxRuntime ── create: a group (tree, controllers), a block of IDs
 //!      │          start:  a network (netns), a plan, a spawn by a zygote; its pidfd is watched from then on (exit)
 //!      │          pause, resume: freeze
+//!      │          exec:   a middle child, and a leash (exec)
+//!      │          logs:   files that the init writes (log, log_reader)
 //!      └───────── stop, delete: end
 //! ```
 //!
@@ -29,7 +31,9 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
-use crate::runtime::{Capabilities, Instance, Reality, Report, Runtime, Started, Survivor, Urgency};
+use crate::runtime::{
+    Capabilities, Exec, ExecRequest, Instance, LogPage, Reality, Report, Runtime, Started, Survivor, Urgency,
+};
 use crate::spec::SandboxSpec;
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -43,6 +47,7 @@ mod controllers;
 mod end;
 #[cfg(test)]
 mod escape_tests;
+mod exec;
 mod exit;
 mod failure;
 mod find;
@@ -52,6 +57,11 @@ mod group;
 mod host_files;
 mod ids;
 mod launch;
+mod log;
+// The init's half of it is in the same file.
+#[allow(dead_code)]
+mod log_format;
+mod log_reader;
 mod machine;
 mod mark;
 mod message;
@@ -72,17 +82,20 @@ mod start;
 mod state_dir;
 mod sys;
 mod tree;
+mod usage;
 #[cfg(test)]
 mod version_tests;
 mod workers;
 mod zygote;
 
 pub use config::{AdoptBy, ExitEvidence, LinuxConfig};
+pub use usage::Usage;
 
 use exit::{ExitWatch, Judge};
 use freeze::Freezer;
 use greet::Greeted;
 use ids::Ids;
+use log::Logs;
 use machine::Machine;
 use netns::Networks;
 use past::Past;
@@ -122,26 +135,13 @@ struct Inner {
     workers: Workers,
     /// For opening what a spec names: a mute file system may hold these up, and nothing else.
     openers: Workers,
+    /// Where logs are, if there is such a place.
+    logs: Option<Arc<Logs>>,
     /// Gone once it is closed.
     zygotes: Mutex<Option<Arc<Zygotes>>>,
     exits: Arc<ExitWatch>,
     exit_thread: Mutex<Option<JoinHandle<()>>>,
     closed: AtomicBool,
-}
-
-/// What a backend uses at the moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Usage {
-    /// Lives it knows, from their creation to the end of their deletion.
-    pub sandboxes: usize,
-    /// Blocks of user IDs given out.
-    pub id_blocks: usize,
-    /// Network namespaces kept ready.
-    pub networks_ready: usize,
-    /// The zygotes' process IDs.
-    pub zygotes: Vec<u32>,
-    /// Descriptors of this whole process, whoever opened them.
-    pub descriptors: usize,
 }
 
 impl LinuxRuntime {
@@ -160,10 +160,19 @@ impl LinuxRuntime {
         Self::speaking(config, VERSION)
     }
 
+    /// Says whether this machine and the rights of this process suffice, without making anything.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new) for what is missing.
+    pub fn check_machine() -> Result<(), Error> {
+        Machine::detect().map(drop)
+    }
+
     /// As [`new`](Self::new), for a version of the protocol.
     fn speaking(config: LinuxConfig, version: u32) -> Result<Arc<Self>, Error> {
         let ids = Arc::new(Ids::new(&config)?);
         let machine = Machine::detect()?;
+        let logs = config.log_dir.as_deref().map(Logs::open).transpose()?.map(Arc::new);
         let failed = |error| kernel_error("set up the linux backend", "its threads and descriptors", error);
         let cores = std::thread::available_parallelism().map_err(failed)?.get();
         let state =
@@ -210,6 +219,7 @@ impl LinuxRuntime {
             networks,
             workers,
             openers,
+            logs,
             zygotes: Mutex::new(Some(zygotes)),
             exits,
             exit_thread: Mutex::new(Some(thread)),
@@ -251,19 +261,6 @@ impl LinuxRuntime {
         let inner = Arc::clone(&self.inner);
         // Nothing of it waits for a sandbox. If it cannot be run, the runtime is ending, and so are we.
         let _ = tokio::task::spawn_blocking(move || inner.let_go()).await;
-    }
-
-    /// What it uses at the moment.
-    pub fn usage(&self) -> Usage {
-        let inner = &self.inner;
-        Usage {
-            sandboxes: inner.lives.len(),
-            id_blocks: inner.ids.in_use(),
-            networks_ready: inner.networks.ready(),
-            zygotes: inner.zygotes.lock().as_ref().map(|zygotes| zygotes.pids()).unwrap_or_default(),
-            descriptors: std::fs::read_dir("/proc/self/fd")
-                .map_or(0, |entries| entries.count().saturating_sub(1)),
-        }
     }
 
     /// The directory below which all its cgroups are.
@@ -338,6 +335,7 @@ impl Inner {
             state.clear();
             zygotes.iter().for_each(|zygotes| zygotes.reap_own());
         }
+        self.remove_logs_of(&all);
         self.release();
     }
 
@@ -371,41 +369,6 @@ impl Inner {
         {
             drop(thread.join());
         }
-    }
-
-    fn findings(&self) -> Vec<(String, String)> {
-        let controllers = &self.tree.controllers;
-        let mut limits: Vec<&str> = Vec::new();
-        for (name, works) in [
-            ("memory", controllers.memory),
-            ("swap", controllers.swap),
-            ("cpu", controllers.cpu),
-            ("pids", controllers.pids),
-        ] {
-            if works {
-                limits.push(name);
-            }
-        }
-        let layout = if self.machine.hybrid { "v2 beside v1" } else { "v2 alone" };
-        let mut findings = vec![
-            ("kernel".to_owned(), self.machine.kernel.clone()),
-            ("cgroups".to_owned(), format!("{layout}, at {}", self.machine.mount.display())),
-            ("cgroup root".to_owned(), self.tree.path.display().to_string()),
-            ("limits".to_owned(), if limits.is_empty() { "none".to_owned() } else { limits.join(", ") }),
-        ];
-        if let Some(obstacle) = &controllers.obstacle {
-            let (why, remedy) = obstacle.explain();
-            findings.push(("missing limits".to_owned(), format!("{why}; {remedy}")));
-        }
-        let ids = (self.config.id_start, self.config.id_blocks);
-        if let Some(state) = &self.state {
-            findings.push(("state directory".to_owned(), state.path.display().to_string()));
-        }
-        if !self.left_alone.is_empty() {
-            findings.push(("zygotes left alone".to_owned(), self.left_alone.join(", ")));
-        }
-        findings.push(("user IDs".to_owned(), format!("{} blocks of {} from {}", ids.1, ids::BLOCK, ids.0)));
-        findings
     }
 }
 
@@ -455,6 +418,7 @@ impl Runtime for LinuxRuntime {
     }
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), Error> {
+        self.inner.check_log(spec)?;
         self.inner.tree.controllers.check(&spec.limits)
     }
 
@@ -485,11 +449,14 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn delete(&self, instance: &Arc<Instance>) -> Result<(), Error> {
-        match self.inner.find_to_end(instance).await? {
+        let deleted = match self.inner.find_to_end(instance).await? {
             Some(sandbox) => self.inner.delete(&sandbox).await.map_err(|error| error.on(&instance.key)),
             None if self.inner.past.is_some() => self.inner.clear_unknown(instance).await,
             None => Ok(()),
-        }
+        };
+        deleted?;
+        // After its init, which writes it, is gone; and where a life is not known, a log may be left of it all the same.
+        self.inner.remove_log(instance).await.map_err(|error| error.on(&instance.key))
     }
 
     async fn probe(&self, instance: &Arc<Instance>) -> Result<Report, Error> {
@@ -502,6 +469,14 @@ impl Runtime for LinuxRuntime {
     async fn holdup(&self, instance: &Arc<Instance>) -> Option<String> {
         let processes = self.processes(instance);
         (!processes.is_empty()).then(|| format!("these processes of it are left: {}", processes.join(", ")))
+    }
+
+    async fn exec(&self, instance: &Arc<Instance>, request: &ExecRequest) -> Result<Exec, Error> {
+        exec::exec(&self.inner, instance, request).await.map_err(|error| error.on(&instance.key))
+    }
+
+    async fn logs(&self, instance: &Arc<Instance>, from: u64, most_bytes: usize) -> Result<LogPage, Error> {
+        self.inner.read_log(instance, from, most_bytes).await.map_err(|error| error.on(&instance.key))
     }
 
     async fn reattach(&self, instance: &Arc<Instance>) -> Result<Reality, Error> {

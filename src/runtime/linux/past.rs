@@ -11,7 +11,7 @@ use super::config::AdoptBy;
 use super::group;
 use super::ids::Ids;
 use super::mark::Mark;
-use super::protocol::Child;
+use super::protocol::{Child, NO_LIFE};
 use super::tree::Tree;
 use super::zygote::{ZygoteId, Zygotes};
 use crate::id::SandboxKey;
@@ -54,7 +54,7 @@ impl Past {
         let mut found = Found::default();
         for (zygote, child) in children {
             // Others are of no use, and their zygotes are ending them.
-            if child.life != 0 && child.life != u64::MAX {
+            if child.life != 0 && child.life < NO_LIFE {
                 let life = Life(child.life);
                 let remains = Remains { life: Some(life), ids: Some(child.ids).filter(|start| *start != 0) };
                 found.groups.insert(child.group, remains);

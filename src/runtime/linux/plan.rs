@@ -11,7 +11,7 @@ use super::seccomp;
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::runtime::Instance;
-use crate::spec::{Network, ProcessSpec, RootFs, SandboxSpec, bounds};
+use crate::spec::{Network, ProcessSpec, RootFs, SandboxSpec, Stdio, bounds};
 
 /// Where a program without a slash is looked for when its environment has no PATH.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -105,7 +105,7 @@ impl Plan {
         self.trees.iter().map(AsFd::as_fd)
     }
 
-    /// The files of standard input and output, in the order of a Spawn.
+    /// The files of standard input and output, and of a log, in the order of a Spawn.
     pub(super) fn stdio(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         self.stdio.iter().map(AsFd::as_fd)
@@ -143,6 +143,34 @@ fn flags_of(spec: &SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> u32
         | set(!isolation.unmasked_paths, flag::MASK)
         | set(isolation.no_init, flag::NO_INIT)
         | set(isolation.allow_new_privileges, flag::NEW_PRIVILEGES)
+        | set(keeps_log(spec), flag::LOG)
+}
+
+/// Whether a spec's main process writes to a log. The log's two files then follow those of standard input and output.
+pub(super) fn keeps_log(spec: &SandboxSpec) -> bool {
+    spec.process.as_ref().is_some_and(|process| process.stdio.log_bytes.is_some())
+}
+
+/// The body of an Exec: a program for a sandbox of this spec, with whatever isolation that has.
+pub(super) fn exec_body(
+    spec: &SandboxSpec,
+    process: &ProcessSpec,
+    users: bool,
+    stdio_flags: u32,
+) -> Result<Vec<u8>, Error> {
+    let like = SandboxSpec {
+        process: Some(ProcessSpec { stdio: Stdio::default(), ..process.clone() }),
+        network: spec.network.clone(),
+        isolation: spec.isolation.clone(),
+        ..SandboxSpec::default()
+    };
+    let set = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
+    let flags = flag::PROCESS
+        | stdio_flags
+        | set(users, flag::USERS)
+        | set(spec.isolation.allow_new_privileges, flag::NEW_PRIVILEGES);
+    let filter = filter_of(&like);
+    Body { spec: &like, flags, ids: None, filter: &filter, hostname: "" }.spawn()
 }
 
 /// Refuses targets that could not be seen afterwards, or would keep the sandbox's own /proc from being

@@ -138,3 +138,67 @@ fn status_tells_every_isolation_that_is_given_up() {
         assert!(some.iter().any(|found| found == item), "{item} is not in {some:?}");
     }
 }
+
+/// A program for a sandbox of this spec.
+fn exec_of(spec: &SandboxSpec) -> Vec<u8> {
+    let process = ProcessSpec {
+        args: ["prog", "", "b c"].map(str::to_owned).into(),
+        env: ["PATH=/one".to_owned()].into(),
+        cwd: "/work".into(),
+        user: User { uid: 5, gid: 6, groups: vec![7, 8] },
+        rlimits: vec![Rlimit { resource: Resource::Core, soft: 1, hard: 2 }],
+        ..ProcessSpec::default()
+    };
+    exec_body(spec, &process, true, flag::STDOUT).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Goal: a program gets its own user, and the sandbox's isolation: for a pause leader the filter of programs, not that of the
+/// pause.
+#[test]
+fn a_program_for_a_sandbox_decodes_to_its_own_words_and_the_sandboxs_isolation() {
+    let mut spec = SandboxSpec { network: Network::None, ..SandboxSpec::default() };
+    spec.isolation.kept_capabilities = 1 << 10;
+    let body = exec_of(&spec);
+    let decoded = Decoded::new(&body).expect("the middle child understands it");
+    let Fixed { uid, gid, kept_capabilities, flags, .. } = decoded.fixed;
+    assert_eq!((uid, gid, kept_capabilities), (5, 6, 1 << 10));
+    assert_eq!(flags, flag::PROCESS | flag::USERS | flag::STDOUT);
+    assert_eq!((text(decoded.cwd), text(decoded.search)), ("/work", "/one"));
+    assert_eq!(decoded.args.map(text).collect::<Vec<_>>(), ["prog", "", "b c"]);
+    assert_eq!(decoded.groups.collect::<Vec<_>>(), [7, 8]);
+    assert_eq!(decoded.filter.collect::<Vec<_>>(), seccomp::default_filter(true).to_vec());
+    spec.isolation.no_seccomp = true;
+    assert_eq!(Decoded::new(&exec_of(&spec)).unwrap().filter.count(), 0);
+}
+
+/// Walks through everything that the init would.
+fn walk(body: &[u8]) {
+    let Some(decoded) = Decoded::new(body) else { return };
+    let texts = decoded.args.chain(decoded.variables).chain(decoded.mounts);
+    for text in texts.chain([decoded.hostname, decoded.cwd, decoded.search]) {
+        assert_eq!(text.last(), Some(&0));
+    }
+    assert_eq!(decoded.groups.count(), decoded.fixed.groups as usize);
+    assert_eq!(decoded.filter.bytes().len(), decoded.fixed.instructions as usize * 8);
+    assert_eq!(decoded.rlimits.count(), decoded.fixed.rlimits as usize);
+}
+
+proptest::proptest! {
+    /// Goal: no message makes the decoder read past its end or panic. Method: any bytes, and sound bodies with some changed.
+    #[test]
+    fn any_message_decodes_or_is_refused(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        changes in proptest::collection::vec((proptest::prelude::any::<usize>(), proptest::prelude::any::<u8>()), 0..6),
+        cut in proptest::prelude::any::<usize>(),
+    ) {
+        walk(&bytes);
+        let mut body = exec_of(&SandboxSpec::default());
+        for (at, byte) in changes {
+            // Mostly in the counts, which are at the front.
+            let length = body.len();
+            body[if byte % 4 == 0 { at % length } else { at % size_of::<Fixed>() }] = byte;
+        }
+        walk(&body);
+        walk(&body[..cut % body.len()]);
+    }
+}

@@ -7,7 +7,8 @@
 //! host → zygote   SetUp   Stay, if it is to stay fds: /proc, root cgroup, leaf cgroup, a cgroup to end in,
 //!                                                     [the socket that hosts come to, the directory it is in]
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
-//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr]
+//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr], [2 log slots]
+//!                 Exec    Fixed + its lists      fds: cgroup, report pipe, leader's pidfd, leash pipe, [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
 //!                 Hello   nothing                answered by Hello: Welcome
 //!                 List    from: u32              answered by List: Listing, Child …
@@ -27,7 +28,7 @@
 use core::mem::size_of;
 
 /// The version of everything in this file but the base protocol. Changed with it.
-pub(crate) const VERSION: u32 = 0x534b_0002;
+pub(crate) const VERSION: u32 = 0x534b_0003;
 
 /// The most bytes in one message. Arguments and environment (128 KiB), the filter, and mount targets must
 /// fit.
@@ -60,6 +61,8 @@ pub(crate) enum Kind {
     Retire = 8,
     /// Kill a child, and reap it when it has ended.
     Discard = 9,
+    /// Run another program in a sandbox.
+    Exec = 11,
 }
 
 impl Kind {
@@ -74,6 +77,7 @@ impl Kind {
             7 => Self::List,
             8 => Self::Retire,
             9 => Self::Discard,
+            11 => Self::Exec,
             _ => return None,
         })
     }
@@ -103,7 +107,8 @@ pub(crate) struct Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub(crate) struct Child {
-    /// The life it leads; 0 for one that is of no use without the host that asked for it.
+    /// The life it leads; 0 for one that is of no use without the host that asked for it, and from [`NO_LIFE`] on others that
+    /// lead none.
     pub(crate) life: u64,
     /// Its cgroup's inode number.
     pub(crate) group: u64,
@@ -112,6 +117,9 @@ pub(crate) struct Child {
     /// The first of its block of user IDs; 0 if it has none.
     pub(crate) ids: u32,
 }
+
+/// The first number that is never a life's.
+pub(crate) const NO_LIFE: u64 = u64::MAX - 15;
 
 /// What a zygote says of itself. Part of the base protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +204,9 @@ steps! {
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
     NewSession, Rlimit, Groups, Group, User, Capabilities, Directory, Execute,
+    LogPipes, EnterSandbox, TieToParent,
+    /// The program of an Exec has been executed. In the place of an errno comes its process ID.
+    Executed,
 }
 
 /// Bits of [`Fixed::flags`].
@@ -226,6 +237,10 @@ pub(crate) mod flag {
     pub(crate) const STDERR: u32 = 1 << 12;
     /// A temporary file system at /tmp.
     pub(crate) const TMP: u32 = 1 << 13;
+    /// Two files for a log of what the process writes come along; see `log_format.rs`.
+    pub(crate) const LOG: u32 = 1 << 16;
+    /// The program goes on when whoever asked for it is gone.
+    pub(crate) const DETACHED: u32 = 1 << 17;
 }
 
 /// The part of a plan that has always the same size. Its lists follow in the order of their counts here: host

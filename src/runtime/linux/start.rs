@@ -9,7 +9,7 @@ use super::protocol::Child;
 use super::sandbox::{Busy, Leader, Sandbox, Stage};
 use super::tree::Claim;
 use super::zygote::Files;
-use super::{Inner, group, kernel_error, mark, netns};
+use super::{Inner, group, kernel_error, log, mark, netns};
 use crate::error::{Error, ErrorKind};
 use crate::runtime::{Instance, Started};
 use crate::spec::{Network, RootFs, SandboxSpec, Stdio, Users};
@@ -22,6 +22,7 @@ impl Inner {
     pub(super) async fn create(&self, instance: &Arc<Instance>) -> Result<(), Error> {
         self.check_open()?;
         self.tree.controllers.check(&instance.spec.limits)?;
+        self.check_log(&instance.spec)?;
         let sandbox = self.lives.enter(instance);
         let busy = sandbox.acquire().await;
         sandbox.check_not_ending("create")?;
@@ -143,7 +144,7 @@ impl Inner {
     async fn prepare(&self, sandbox: &Arc<Sandbox>) -> Result<(Plan, Files), Error> {
         let (tree, sandbox) = (Arc::clone(&self.tree), Arc::clone(sandbox));
         let workers = if names_paths(&sandbox.instance.spec) { &self.openers } else { &self.workers };
-        let networks = Arc::clone(&self.networks);
+        let (networks, logs) = (Arc::clone(&self.networks), self.logs.clone());
         let stays = self.past.is_some();
         let open = move || {
             let instance = &sandbox.instance;
@@ -162,7 +163,8 @@ impl Inner {
                 // The zygotes' own, which is empty.
                 Network::None => (PlanNetwork::Host, None),
             };
-            let plan = Plan::new(instance, id_map(&sandbox), given)?;
+            let mut plan = Plan::new(instance, id_map(&sandbox), given)?;
+            plan.stdio.extend(log::make_slots(logs.as_deref(), instance)?);
             if stays {
                 // Before anybody is asked: whoever finds it so looks for a process.
                 mark::Stage::Starting
@@ -187,7 +189,7 @@ fn names_paths(spec: &SandboxSpec) -> bool {
 }
 
 /// The IDs of a life; nothing for the host's own.
-fn id_map(sandbox: &Sandbox) -> Option<IdMap> {
+pub(super) fn id_map(sandbox: &Sandbox) -> Option<IdMap> {
     match sandbox.instance.spec.isolation.users {
         Users::Allocated => sandbox.state().ids.map(|host_start| IdMap { host_start, count: BLOCK }),
         Users::Mapped { host_start, count } => Some(IdMap { host_start, count }),

@@ -13,6 +13,7 @@
 //!  │ Reap, once all is read       │                            ┴ ends, and stays a zombie until then
 //!  ├─────────────────────────────▶│ wait4
 //! ```
+//! A program that is run in a sandbox later has a child of its own: see `exec`.
 //!
 //! Zygotes that have a state directory outlive their host, keep its sandboxes' remains, and wait for the next one (`greet`).
 //! The others end everything when it is gone.
@@ -230,7 +231,7 @@ impl Zygotes {
     }
 
     /// The living zygote with the least to do; among equals, each in turn.
-    fn pick(&self) -> Option<Arc<Process>> {
+    pub(super) fn pick(&self) -> Option<Arc<Process>> {
         let first = self.next_slot.fetch_add(1, Ordering::Relaxed);
         (0..self.slots.len())
             .map(|offset| Arc::clone(&self.slots[(first + offset) % self.slots.len()].read()))
@@ -388,7 +389,7 @@ async fn finish(plan: &Plan, report: pipe::Receiver, leader: Newborn) -> Result<
 }
 
 /// The next report; nothing at the pipe's end.
-async fn read_report(pipe: &pipe::Receiver) -> Option<Report> {
+pub(super) async fn read_report(pipe: &pipe::Receiver) -> Option<Report> {
     let mut bytes = [0; size_of::<Report>()];
     loop {
         pipe.readable().await.ok()?;

@@ -993,9 +993,12 @@ pub struct SweepResponse {
     /// How many there are.
     #[prost(uint64, tag = "2")]
     pub total: u64,
-    /// Everything with a mark.
+    /// Everything with a mark, as far as it fits into a message.
     #[prost(message, repeated, tag = "3")]
     pub marked: ::prost::alloc::vec::Vec<MarkedSandbox>,
+    /// How many have a mark.
+    #[prost(uint64, tag = "4")]
+    pub total_marked: u64,
 }
 impl ::prost::Name for SweepResponse {
     const NAME: &'static str = "SweepResponse";
@@ -1476,9 +1479,12 @@ impl ::prost::Name for OrphansRequest {
 /// What exists without a record.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OrphansResponse {
-    /// Each of them.
+    /// Each of them, as far as they fit into a message.
     #[prost(message, repeated, tag = "1")]
     pub orphans: ::prost::alloc::vec::Vec<Orphan>,
+    /// How many there are.
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
 }
 impl ::prost::Name for OrphansResponse {
     const NAME: &'static str = "OrphansResponse";
@@ -1532,9 +1538,12 @@ pub struct EndOrphansResponse {
     /// How many were ended.
     #[prost(uint64, tag = "1")]
     pub ended: u64,
-    /// What could not be ended, and why.
+    /// What could not be ended, and why; as far as it fits into a message.
     #[prost(string, repeated, tag = "2")]
     pub left: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many could not be ended.
+    #[prost(uint64, tag = "3")]
+    pub total_left: u64,
 }
 impl ::prost::Name for EndOrphansResponse {
     const NAME: &'static str = "EndOrphansResponse";

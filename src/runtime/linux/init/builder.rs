@@ -7,9 +7,10 @@
 
 use core::ffi::CStr;
 
+use crate::line::Line;
 use crate::protocol::{Decoded, Report, Step, bytes_of, flag};
 use crate::sys::{self, AT_FDCWD, Fd, ms, ns};
-use crate::zygote::{Line, Received};
+use crate::zygote::Received;
 use crate::{At, Failure, report_of};
 
 /// What of /sys tells too much of the machine, or could change it.

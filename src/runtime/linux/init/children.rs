@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use crate::protocol::{Child, MAX_CHILDREN, bytes_of};
+use crate::protocol::{Child, MAX_CHILDREN, NO_LIFE, bytes_of};
 use crate::sys;
 
 /// The children, in no order. No child of ours has a copy: each would keep the pages that change with its own entry.
@@ -11,6 +11,8 @@ pub(crate) struct Children {
     count: usize,
     /// How many have been killed and are reaped as soon as they have ended.
     discarded: usize,
+    /// How many are orphaned.
+    orphans: usize,
 }
 
 #[repr(C, align(4096))]
@@ -19,6 +21,15 @@ static mut TABLE: Table = Table([Child { life: 0, group: 0, pid: 0, ids: 0 }; MA
 
 /// The life of a child that has been killed and is reaped as soon as it has ended.
 const DISCARDED: u64 = u64::MAX;
+/// That of one that is about to end by itself. If it has not at the next look, it is killed.
+const ENDING: u64 = u64::MAX - 1;
+/// That of a middle child whose program ends with the host that asked for it: it sees that by itself, and has its program to
+/// end first.
+pub(crate) const LEASHED: u64 = u64::MAX - 2;
+/// That of a middle child whose program goes on, and that of one whose host has gone: nobody else will have it reaped.
+pub(crate) const DETACHED: u64 = u64::MAX - 3;
+const ORPHANED: u64 = u64::MAX - 4;
+const _: () = assert!(ORPHANED >= NO_LIFE);
 
 impl Children {
     /// The table of this process.
@@ -32,7 +43,7 @@ impl Children {
         let place = core::ptr::from_mut(table) as usize;
         // SAFETY: whole pages of a structure of this module, which no child of this process touches.
         let _ = unsafe { sys::call(sys::MADVISE, [place, size_of::<Table>(), DONT_FORK, 0, 0]) };
-        Self { table, count: 0, discarded: 0 }
+        Self { table, count: 0, discarded: 0, orphans: 0 }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -84,9 +95,8 @@ impl Children {
             // Alive, and ours, so that the number is nobody else's.
             Ok((0, _)) => {
                 let _ = sys::kill(pid, sys::SIGKILL);
-                if let Some(at) = self.find(pid) && self.table.0[at].life != DISCARDED {
-                    self.table.0[at].life = DISCARDED;
-                    self.discarded += 1;
+                if let Some(at) = self.find(pid) {
+                    self.become_of(at, DISCARDED);
                 }
             }
             _ => self.forget(pid),
@@ -99,8 +109,11 @@ impl Children {
         // From the back: what is forgotten is replaced by what has been looked at.
         while at > 0 {
             at -= 1;
-            if self.table.0[at].life == 0 {
-                self.discard(self.table.0[at].pid);
+            match self.table.0[at].life {
+                0 => self.discard(self.table.0[at].pid),
+                LEASHED => self.become_of(at, ENDING),
+                DETACHED => self.become_of(at, ORPHANED),
+                _ => {}
             }
         }
     }
@@ -110,10 +123,43 @@ impl Children {
         let mut at = self.count;
         while at > 0 && self.discarded > 0 {
             at -= 1;
-            if self.table.0[at].life == DISCARDED {
+            let Child { life, pid, .. } = self.table.0[at];
+            if !matches!(life, DISCARDED | ENDING) {
+                continue;
+            }
+            self.reap(pid);
+            // It may be another by now, in the place of one that has been reaped.
+            if life == ENDING && self.table.0[at].pid == pid && at < self.count {
+                self.become_of(at, DISCARDED);
+            } else if self.table.0[at].pid == pid && at < self.count {
+                let _ = sys::kill(pid, sys::SIGKILL);
+            }
+        }
+    }
+
+    /// Reaps those orphaned that have ended.
+    pub(crate) fn reap_orphans(&mut self) {
+        let mut at = self.count;
+        while at > 0 && self.orphans > 0 {
+            at -= 1;
+            if self.table.0[at].life == ORPHANED {
                 self.reap(self.table.0[at].pid);
             }
         }
+    }
+
+    /// Changes what becomes of a child, and what is counted with it.
+    fn become_of(&mut self, at: usize, life: u64) {
+        self.uncount(at);
+        self.table.0[at].life = life;
+        self.discarded += usize::from(matches!(life, DISCARDED | ENDING));
+        self.orphans += usize::from(life == ORPHANED);
+    }
+
+    fn uncount(&mut self, at: usize) {
+        let life = self.table.0[at].life;
+        self.discarded -= usize::from(matches!(life, DISCARDED | ENDING));
+        self.orphans -= usize::from(life == ORPHANED);
     }
 
     fn find(&self, pid: u32) -> Option<usize> {
@@ -122,7 +168,7 @@ impl Children {
 
     fn forget(&mut self, pid: u32) {
         let Some(at) = self.find(pid) else { return };
-        self.discarded -= usize::from(self.table.0[at].life == DISCARDED);
+        self.uncount(at);
         self.count -= 1;
         self.table.0[at] = self.table.0[self.count];
     }

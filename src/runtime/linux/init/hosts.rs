@@ -55,6 +55,7 @@ impl Staying {
         children.discard_unkept();
         loop {
             children.reap_discarded();
+            children.reap_orphans();
             if retired && children.count() == 0 {
                 self.end();
             }

@@ -3,6 +3,7 @@
 
 use core::ffi::CStr;
 
+use crate::log::Log;
 use crate::main_process::{self, MainProcess};
 use crate::protocol::{Decoded, Report, SETUP_NAME, Step, bytes_of, exit_name, flag};
 use crate::sys::{self, Fd, ms, ns, pr};
@@ -26,11 +27,13 @@ const READ_ONLY: [&CStr; 5] = [c"/proc/sys", c"/proc/irq", c"/proc/bus", c"/proc
 /// The highest capability that any kernel may know. Above its own last one the kernel answers EINVAL.
 const CAPABILITIES: usize = 64;
 /// Lets the init signal a main process that runs as another user.
-const CAP_KILL: u64 = 1 << 5;
+pub(crate) const CAP_KILL: u64 = 1 << 5;
 
 /// Where the report goes during set-up. Closed on execution: the pipe's end is the news.
 pub(crate) const REPORT: Fd = 3;
 const RELEASE: Fd = 4;
+/// The two files of a log, if there is one.
+pub(crate) const LOG_SLOTS: [Fd; 2] = [5, 6];
 
 /// Signals that the init passes on: all that ask for something. Not those that the kernel sends for faults,
 /// nor SIGCHLD, nor those that would stop a process.
@@ -54,7 +57,8 @@ pub(crate) fn run(plan: &Decoded<'_>, descriptors: Descriptors<'_>) -> ! {
         .and_then(|()| set_up(plan))
         .and_then(|()| start(plan));
     match started {
-        Ok(main) => serve(main),
+        Ok((main, Some(log))) => log.serve(main),
+        Ok((main, None)) => serve(main),
         Err(failure) => {
             report(report_of(failure));
             sys::exit(127)
@@ -78,10 +82,16 @@ fn arrange(plan: &Decoded<'_>, descriptors: Descriptors<'_>) -> Result<(), Failu
         }
     }
     sys::duplicate(report, REPORT, sys::O_CLOEXEC).at(Step::Descriptors)?;
-    let mut first_closed = RELEASE;
-    if let Some([read, _]) = release {
-        sys::duplicate(read, RELEASE, sys::O_CLOEXEC).at(Step::Descriptors)?;
-        first_closed += 1;
+    match release {
+        Some([read, _]) => drop(sys::duplicate(read, RELEASE, sys::O_CLOEXEC).at(Step::Descriptors)?),
+        None => sys::close(RELEASE),
+    }
+    let mut first_closed = RELEASE + 1;
+    if plan.has(flag::LOG) {
+        for number in LOG_SLOTS {
+            sys::duplicate(fds.next()?, number, sys::O_CLOEXEC).at(Step::Descriptors)?;
+        }
+        first_closed = LOG_SLOTS[1] + 1;
     }
     sys::close_from(first_closed).at(Step::Descriptors)?;
     Ok(())
@@ -115,7 +125,7 @@ fn set_up(plan: &Decoded<'_>) -> Result<(), Failure> {
 }
 
 /// Becomes the sandbox's user and group 0, in no other group; until now this process was nobody here.
-fn become_root() -> Result<(), sys::Errno> {
+pub(crate) fn become_root() -> Result<(), sys::Errno> {
     sys::plain(sys::SETGROUPS, [0; 5])?;
     sys::plain(sys::SETRESGID, [0; 5])?;
     sys::plain(sys::SETRESUID, [0; 5])?;
@@ -156,7 +166,7 @@ fn unless_absent(mounted: sys::Outcome) -> Result<bool, sys::Errno> {
 
 /// Gives up what neither the init nor the main process needs; a child inherits all of it. The filter goes
 /// last of what can be checked here, and allows what is still to be done.
-fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
+pub(crate) fn give_up_rights(plan: &Decoded<'_>) -> Result<(), Failure> {
     // Before there is a main process: it may run before this one has dropped its own capabilities, and must
     // not reach them.
     let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
@@ -201,62 +211,78 @@ fn own_keyring() -> Result<(), Failure> {
 }
 
 /// Starts the main process, if there is one, and says who it is.
-fn start(plan: &Decoded<'_>) -> Result<Option<u32>, Failure> {
+fn start(plan: &Decoded<'_>) -> Result<(Option<u32>, Option<Log>), Failure> {
     if !plan.has(flag::PROCESS) {
         sys::set_capabilities(0, 0).at(Step::InitCapabilities)?;
-        ready();
-        return Ok(None);
+        ready(None);
+        return Ok((None, None));
     }
     let mut process = MainProcess::new(plan);
     if plan.has(flag::NO_INIT) {
         report(Report { step: Step::Executing as u32, errno: 0 });
         return Err(process.execute());
     }
+    let mut log = if plan.has(flag::LOG) { Some(Log::open(plan)?) } else { None };
     let pid = main_process::start(&mut process)?;
     sys::set_capabilities(CAP_KILL, 0).at(Step::InitCapabilities)?;
-    ready();
-    Ok(Some(pid))
+    ready(log.as_mut());
+    Ok((Some(pid), log))
 }
 
-/// Says that the set-up is done, and holds no descriptor from then on.
-fn ready() {
+/// Says that the set-up is done, and holds no descriptor from then on but those of a log.
+fn ready(log: Option<&mut Log>) {
     sys::set_name(c"sk-init".as_ptr());
     // By range, since that is what the filter of a pause leader allows.
     let _ = sys::close_range(0, REPORT - 1);
     report(Report { step: Step::Ready as u32, errno: 0 });
-    let _ = sys::close_from(REPORT);
+    match log {
+        Some(log) => {
+            sys::close(REPORT);
+            log.close_write_ends();
+        }
+        None => drop(sys::close_from(REPORT)),
+    }
 }
 
 /// The init of a sandbox: reaps, passes signals on, and ends with the main process.
 fn serve(main: Option<u32>) -> ! {
     loop {
         let Ok(signal) = sys::wait_signal(u64::MAX) else { continue };
-        match main {
-            _ if signal == sys::SIGCHLD => reap(main),
-            None if signal == TERM || signal == INT => sys::exit(0),
-            Some(main) if FORWARDED.contains(&signal) => {
-                // It may have ended just now; its SIGCHLD is next.
-                let _ = sys::kill(main, signal);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Reaps whatever has ended. One SIGCHLD may stand for many.
-fn reap(main: Option<u32>) {
-    while let Ok((pid, status)) = sys::wait(-1, true) {
-        if pid == 0 {
-            return;
-        }
-        if Some(pid) == main {
+        if let Some(status) = heed(signal, main) {
             end_as(status);
         }
     }
 }
 
+/// Does what a signal asks for. Says how the main process ended, if it has.
+pub(crate) fn heed(signal: u32, main: Option<u32>) -> Option<u32> {
+    match main {
+        _ if signal == sys::SIGCHLD => return reap(main),
+        None if signal == TERM || signal == INT => sys::exit(0),
+        Some(main) if FORWARDED.contains(&signal) => {
+            // It may have ended just now; its SIGCHLD is next.
+            let _ = sys::kill(main, signal);
+        }
+        _ => {}
+    }
+    None
+}
+
+/// Reaps whatever has ended, and says how the main process has. One SIGCHLD may stand for many.
+fn reap(main: Option<u32>) -> Option<u32> {
+    while let Ok((pid, status)) = sys::wait(-1, true) {
+        if pid == 0 {
+            return None;
+        }
+        if Some(pid) == main {
+            return Some(status);
+        }
+    }
+    None
+}
+
 /// Ends as the main process did, as far as a PID 1 can, and leaves the whole truth in its name.
-fn end_as(wait_status: u32) -> ! {
+pub(crate) fn end_as(wait_status: u32) -> ! {
     sys::set_name(exit_name(wait_status).as_ptr().cast());
     let signal = wait_status & 0x7f;
     sys::exit(if signal == 0 { wait_status >> 8 & 0xff } else { 128 + signal })
@@ -264,4 +290,4 @@ fn end_as(wait_status: u32) -> ! {
 
 /// Another descriptor of /dev/null, while those below 3 are being replaced. The host's network, which had
 /// this number, is not for a leader.
-const NULL_COPY: Fd = 9;
+pub(crate) const NULL_COPY: Fd = 9;

@@ -4,7 +4,8 @@
 //! ```text
 //! host ──SOCK_SEQPACKET── zygote ──clone3──┬── leader: sets itself up, then is the sandbox's init
 //!                                          │      └─vfork── main process: gives up its rights, executes the program
-//!                                          └── builder: makes a mount tree, and is ended when a leader has copied it
+//!                                          ├── builder: makes a mount tree, and is ended when a leader has copied it
+//!                                          └── middle child: runs another program in a sandbox, and waits for it
 //! ```
 //!
 //! There is one thread, no allocation and no unwinding. A zygote never waits for a child: whatever can hang,
@@ -16,8 +17,14 @@
 
 mod builder;
 mod children;
+mod exec;
 mod hosts;
 mod leader;
+mod line;
+mod log;
+#[allow(dead_code)]
+#[path = "../log_format.rs"]
+mod log_format;
 mod main_process;
 mod orphan;
 #[allow(dead_code)]
@@ -25,6 +32,7 @@ mod orphan;
 mod protocol;
 mod sys;
 mod template;
+mod waiting;
 mod zygote;
 
 use protocol::{Report, Step};

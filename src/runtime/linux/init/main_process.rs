@@ -21,13 +21,20 @@ static mut STACK: Stack = Stack([0; 16 * 1024]);
 /// A program to become.
 pub(crate) struct MainProcess<'a> {
     plan: &'a Decoded<'a>,
+    /// Whether it is killed when its parent ends, which is not of its PID namespace.
+    tied: bool,
     /// Why it came to nothing, told through memory that both processes share.
     failure: Option<Failure>,
 }
 
 impl<'a> MainProcess<'a> {
     pub(crate) fn new(plan: &'a Decoded<'a>) -> Self {
-        Self { plan, failure: None }
+        Self { plan, tied: false, failure: None }
+    }
+
+    /// The same, killed when its parent ends.
+    pub(crate) fn tied(plan: &'a Decoded<'a>) -> Self {
+        Self { plan, tied: true, failure: None }
     }
 
     /// Gives up every right the program is not to have and executes it. Returns only why it could not.
@@ -58,10 +65,15 @@ impl<'a> MainProcess<'a> {
             sys::prctl(pr::SET_KEEPCAPS, 1, 0).at(Step::Capabilities)?;
         }
         sys::plain(sys::SETRESUID, [uid, uid, uid, 0, 0]).at(Step::User)?;
+        // The change of user may have opened the memory that is shared with the parent (fs.suid_dumpable=1).
+        let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
         // Only the permitted ones survive a change of user, and not beyond what this kernel or the host has.
         sys::set_capabilities(kept, kept).at(Step::Capabilities)?;
         for capability in (0..64).filter(|capability| kept >> capability & 1 == 1) {
             sys::prctl(pr::CAP_AMBIENT, pr::CAP_AMBIENT_RAISE, capability).at(Step::Capabilities)?;
+        }
+        if self.tied {
+            tie_to_parent().at(Step::TieToParent)?;
         }
         // As the user it runs as, who may be barred from it.
         // SAFETY: a NUL-terminated string of the plan.
@@ -104,6 +116,13 @@ impl<'a> MainProcess<'a> {
         }
         failure
     }
+}
+
+/// Has the kernel kill this process when its parent ends. A change of user would undo it.
+fn tie_to_parent() -> Result<(), Errno> {
+    sys::prctl(pr::SET_PDEATHSIG, sys::SIGKILL as usize, 0)?;
+    // A parent outside of the PID namespace has number 0 here. If it has ended already, PID 1 is the parent now.
+    if sys::plain(sys::GETPPID, [0; 5])? == 0 { Ok(()) } else { Err(sys::EPERM) }
 }
 
 const PATH_MAX: usize = 4096;

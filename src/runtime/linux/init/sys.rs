@@ -21,6 +21,8 @@ calls! {
     FGETXATTR = 193, GETDENTS64 = 217, EXIT_GROUP = 231, OPENAT = 257, MKDIRAT = 258, NEWFSTATAT = 262, UNLINKAT = 263, SYMLINKAT = 266,
     UNSHARE = 272, DUP3 = 292, PIPE2 = 293, PRLIMIT64 = 302, SETNS = 308, SECCOMP = 317, OPEN_TREE = 428, MOVE_MOUNT = 429,
     CLONE3 = 435, CLOSE_RANGE = 436, OPENAT2 = 437, KEYCTL = 250,
+    PREAD64 = 17, PWRITE64 = 18, FCNTL = 72, FTRUNCATE = 77, FCHOWN = 93, GETPPID = 110, CLOCK_GETTIME = 228, PPOLL = 271,
+    SIGNALFD4 = 289,
 }
 
 /// The working directory, where a directory's descriptor is asked for.
@@ -182,6 +184,7 @@ pub(crate) fn close_range(first: Fd, last: Fd) -> Outcome {
 
 pub(crate) const O_WRONLY: usize = 1;
 pub(crate) const O_RDWR: usize = 2;
+pub(crate) const O_NONBLOCK: usize = 0o4000;
 pub(crate) const O_CREAT: usize = 0o100;
 pub(crate) const O_DIRECTORY: usize = 0o200_000;
 pub(crate) const O_CLOEXEC: usize = 0o2_000_000;
@@ -422,6 +425,7 @@ pub(crate) fn default_action(signal: u32) {
 }
 
 pub(crate) mod pr {
+    pub(crate) const SET_PDEATHSIG: usize = 1;
     pub(crate) const SET_DUMPABLE: usize = 4;
     pub(crate) const SET_KEEPCAPS: usize = 8;
     pub(crate) const SET_NAME: usize = 15;

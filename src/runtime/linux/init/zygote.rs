@@ -5,12 +5,13 @@ use core::mem::size_of;
 
 use crate::children::Children;
 use crate::hosts::Staying;
+use crate::line::Line;
 use crate::protocol::{
     Answer, Child, Decoded, Header, Kind, Listing, MAX_FDS, MAX_LISTED, MAX_MESSAGE, Reader, Report, Step, VERSION,
     Welcome, ZYGOTE_NAME, bytes_of, flag,
 };
 use crate::sys::{self, Errno, Fd, ns};
-use crate::{At, Failure, builder, leader, orphan, report_of, template};
+use crate::{At, Failure, builder, exec, leader, orphan, report_of, template};
 
 // Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request
 // lies above them, and a child can put it at its place by number without treading on another.
@@ -114,6 +115,7 @@ impl Zygote {
                 Ok((length @ 1.., fds)) => {
                     self.serve(&buffer[..length], fds);
                     give_back(buffer, length);
+                    self.children.reap_orphans();
                     self.end_if_retired();
                 }
                 Err(sys::EINTR) => {}
@@ -203,13 +205,14 @@ impl Zygote {
                 self.retired = true;
                 return;
             }
-            Some(Kind::Build | Kind::Spawn) if self.retired => Err((Step::Retired, sys::EPERM)),
-            Some(Kind::Build | Kind::Spawn) if self.children.is_full() => Err((Step::Clone, sys::EAGAIN)),
+            Some(Kind::Build | Kind::Spawn | Kind::Exec) if self.retired => Err((Step::Retired, sys::EPERM)),
+            Some(Kind::Build | Kind::Spawn | Kind::Exec) if self.children.is_full() => Err((Step::Clone, sys::EAGAIN)),
             Some(Kind::Build) if header.version == VERSION => build(body, fds).map(|child| (child, Child::default())),
             Some(Kind::Spawn) if header.version == VERSION => {
                 let child = reader.value::<Child>().ok_or((Step::Understand, sys::EINVAL));
                 child.and_then(|child| Ok((spawn(&body[size_of::<Child>()..], fds)?, child)))
             }
+            Some(Kind::Exec) if header.version == VERSION => exec::exec(body, fds),
             _ => Err((Step::Understand, sys::EINVAL)),
         };
         match made {
@@ -353,45 +356,6 @@ fn map_ids(plan: &Decoded<'_>, pid: u32) -> Result<(), Errno> {
         sys::write_at(PROC, path, line.text())?;
     }
     Ok(())
-}
-
-/// A short text, put together.
-pub(crate) struct Line {
-    bytes: [u8; 64],
-    length: usize,
-}
-
-impl Line {
-    pub(crate) fn new() -> Self {
-        Self { bytes: [0; 64], length: 0 }
-    }
-
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if let Some(place) = self.bytes.get_mut(self.length) {
-                *place = *byte;
-                self.length += 1;
-            }
-        }
-    }
-
-    pub(crate) fn number(&mut self, number: u32) {
-        let mut digits = [0; 10];
-        let (mut at, mut rest) = (digits.len(), number);
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            if rest == 0 {
-                break;
-            }
-        }
-        self.bytes(&digits[at..]);
-    }
-
-    pub(crate) fn text(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
 }
 
 #[repr(C)]

@@ -1,0 +1,119 @@
+//! Which daemon answers, and the state of what it has written down.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::arguments::{Common, Fsck};
+use super::failure::{Failure, code};
+use super::json::{Daemon, Orphan};
+use super::one::moment;
+use super::session::{Session, print, print_json};
+use crate::wire::generated::{EndOrphansResponse, OrphansResponse, VersionResponse};
+
+/// `version`.
+#[derive(Serialize)]
+struct Versions<'a> {
+    version: &'static str,
+    daemon: Option<Daemon<'a>>,
+}
+
+/// Says its own version whether or not a daemon answers.
+pub(super) async fn version(common: Common) -> Result<(), Failure> {
+    let json = common.json;
+    let version = env!("CARGO_PKG_VERSION");
+    let asked = async {
+        let session = Session::open(common).await?;
+        let mut client = session.client.clone();
+        session.answer(Some(Duration::ZERO), client.version()).await
+    };
+    let answer = asked.await;
+    if json {
+        print_json(&Versions { version, daemon: answer.as_ref().ok().map(Daemon::from) })?;
+    } else {
+        print(&format!("sandkeeper {version}"))?;
+    }
+    match answer {
+        Ok(daemon) if !json => Ok(tell(&daemon)?),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            super::say(&error.to_string());
+            Err(Failure::Said(code(error.kind())))
+        }
+    }
+}
+
+fn tell(daemon: &VersionResponse) -> std::io::Result<()> {
+    let VersionResponse { version, pid, epoch, state_dir, capacity, .. } = daemon;
+    print(&format!("daemon {version}, process {pid}, its {epoch}. start on {state_dir}"))?;
+    if let Some(at) = &daemon.started_at {
+        print(&format!("up since {}", moment(at)))?;
+    }
+    if *capacity != 0 {
+        print(&format!("room for {capacity} sandboxes"))?;
+    }
+    daemon.findings.iter().try_for_each(|(name, found)| print(&format!("{name}: {found}")))
+}
+
+/// `fsck`.
+#[derive(Serialize)]
+struct Findings<'a> {
+    daemon: Daemon<'a>,
+    orphans: Vec<Orphan<'a>>,
+    total_orphans: u64,
+    ended: Option<u64>,
+    left: Option<&'a [String]>,
+    ok: bool,
+}
+
+pub(super) async fn fsck(session: &Session, what: &Fsck) -> Result<(), Failure> {
+    let mut client = session.client.clone();
+    let orphans = session.answer(Some(Duration::ZERO), client.orphans()).await?;
+    let mut ended = None;
+    if what.end_orphans {
+        ended = Some(session.answer(Some(Duration::ZERO), client.end_orphans()).await?);
+    }
+    let daemon = session.answer(Some(Duration::ZERO), client.version()).await?;
+    let without_record = ended.as_ref().map_or(orphans.total, |ended| ended.total_left);
+    let ok = daemon.journal_trouble.is_empty() && without_record == 0;
+    if session.json {
+        print_json(&Findings {
+            daemon: Daemon::from(&daemon),
+            orphans: orphans.orphans.iter().map(Orphan::from).collect(),
+            total_orphans: orphans.total,
+            ended: ended.as_ref().map(|ended| ended.ended),
+            left: ended.as_ref().map(|ended| ended.left.as_slice()),
+            ok,
+        })?;
+    } else {
+        report(&daemon, &orphans, ended.as_ref())?;
+    }
+    if ok { Ok(()) } else { Err(Failure::Said(1)) }
+}
+
+fn report(
+    daemon: &VersionResponse,
+    orphans: &OrphansResponse,
+    ended: Option<&EndOrphansResponse>,
+) -> std::io::Result<()> {
+    let records = if daemon.journal_trouble.is_empty() { "can be written" } else { &daemon.journal_trouble };
+    print(&format!("state directory   {}", daemon.state_dir))?;
+    print(&format!("records           {records}"))?;
+    print(&format!("still looked for  {}", daemon.recovering))?;
+    print(&format!("without a record  {}", orphans.total))?;
+    for orphan in &orphans.orphans {
+        let name = orphan.sandbox.clone().unwrap_or_default();
+        print(&format!("  {}/{}, life {}: {}", name.namespace, name.id, orphan.life, orphan.description))?;
+    }
+    if let Some(ended) = ended {
+        print(&format!("ended             {}", ended.ended))?;
+        print(&format!("left              {}", ended.total_left))?;
+        return ended.left.iter().try_for_each(|left| print(&format!("  {left}")));
+    }
+    if orphans.total > 0 {
+        print(
+            "They run, and nobody has written down why. `sandkeeper fsck --end-orphans` ends and removes them.",
+        )?;
+    }
+    Ok(())
+}

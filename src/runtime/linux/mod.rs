@@ -173,8 +173,7 @@ impl LinuxRuntime {
             Some(state) => Tree::open_or_make(&machine, &config, state)?,
             None => Tree::make(&machine, &config)?,
         });
-        // What is there was there before.
-        let mut root = Root(state.is_none().then(|| Arc::clone(&tree)));
+        let mut root = Root { tree: Some(Arc::clone(&tree)), stays: state.is_some() };
         let greeted = state.as_ref().map_or_else(Greeted::default, |state| greet::greet(&state.sockets));
         let workers = Workers::start(cores + 2).map_err(failed)?;
         let openers = Workers::on_demand(OPENERS);
@@ -199,7 +198,7 @@ impl LinuxRuntime {
             writes: state.is_some(),
         };
         let (exits, thread) = ExitWatch::start(judge).map_err(failed)?;
-        root.0 = None;
+        root.tree = None;
         let inner = Inner {
             config,
             machine,
@@ -276,13 +275,18 @@ impl LinuxRuntime {
     }
 }
 
-/// Removes the root again if what follows its making fails.
-struct Root(Option<Arc<Tree>>);
+/// Removes the root again if what follows its making fails; one that stays only if nothing is in it.
+struct Root {
+    tree: Option<Arc<Tree>>,
+    stays: bool,
+}
 
 impl Drop for Root {
     fn drop(&mut self) {
-        if let Some(tree) = &self.0 {
-            tree.remove_all();
+        match &self.tree {
+            Some(tree) if self.stays => tree.remove_empty(),
+            Some(tree) => drop(tree.remove_all()),
+            None => {}
         }
     }
 }
@@ -475,8 +479,7 @@ impl Runtime for LinuxRuntime {
         &self,
         known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
-        // `known` is borrowed, so it is asked here; a look at the groups takes microseconds each.
-        self.inner.list_survivors(known)
+        self.inner.list_survivors(known).await
     }
 
     async fn end_survivor(&self, survivor: &Survivor) -> Result<(), Error> {

@@ -129,6 +129,9 @@ pub(crate) struct Welcome {
     pub(crate) pid: u32,
     /// How many children it has.
     pub(crate) children: u32,
+    /// Whether it makes nothing any more: 1 if so.
+    pub(crate) retired: u32,
+    pub(crate) padding: u32,
 }
 
 /// What precedes the children in a List. Part of the base protocol.
@@ -303,7 +306,7 @@ const _NO_PADDING: () = {
     assert!(size_of::<Report>() == 8);
     assert!(size_of::<Answer>() == 16);
     assert!(size_of::<Child>() == 24);
-    assert!(size_of::<Welcome>() == 8 && size_of::<Listing>() == 8 && size_of::<Stay>() == 8);
+    assert!(size_of::<Welcome>() == 16 && size_of::<Listing>() == 8 && size_of::<Stay>() == 8);
     assert!(size_of::<Fixed>() == 8 + 12 * 4);
     assert!(size_of::<PlanRlimit>() == 24);
     assert!(size_of::<Instruction>() == 8);

@@ -70,8 +70,13 @@ impl Said {
 
 /// The program with these arguments, in an environment without settings of ours.
 pub(crate) fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).stdin(Stdio::null());
+    let mut command = clean(Command::new(PROGRAM));
+    command.args(arguments);
+    command
+}
+
+fn clean(mut command: Command) -> Command {
+    command.stdin(Stdio::null());
     for name in ["SANDKEEPER_SOCKET", "SANDKEEPER_NAMESPACE", "SANDKEEPER_LOG", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
@@ -98,7 +103,26 @@ impl Daemon {
     }
 
     pub(crate) fn begin_at(directory: tempfile::TempDir, state_dir: PathBuf, options: &[&str]) -> Self {
-        let (child, log) = spawn(&state_dir, options);
+        let command = program(&[]);
+        Self::begin_by(command, directory, state_dir, options)
+    }
+
+    /// A daemon with a limit on its descriptors.
+    pub(crate) fn begin_limited(descriptors: u32) -> Self {
+        let directory = directory();
+        let state_dir = directory.path().join("state");
+        let mut command = clean(Command::new("bash"));
+        command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), PROGRAM]);
+        Self::begin_by(command, directory, state_dir, &[])
+    }
+
+    fn begin_by(
+        command: Command,
+        directory: tempfile::TempDir,
+        state_dir: PathBuf,
+        options: &[&str],
+    ) -> Self {
+        let (child, log) = spawn(command, &state_dir, options);
         let mut daemon = Self { directory, state_dir, child, log };
         daemon.wait_for_it();
         daemon
@@ -116,7 +140,7 @@ impl Daemon {
 
     /// The next daemon on the same directory, once this one has ended.
     pub(crate) fn begin_again(&mut self, options: &[&str]) {
-        let (child, log) = spawn(&self.state_dir, options);
+        let (child, log) = spawn(program(&[]), &self.state_dir, options);
         (self.child, self.log) = (child, log);
         self.wait_for_it();
     }
@@ -169,8 +193,8 @@ pub(crate) fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("sandkeeper-cli-").tempdir_in("/run").unwrap()
 }
 
-fn spawn(state_dir: &Path, options: &[&str]) -> (Child, Arc<Mutex<String>>) {
-    let mut command = program(&["serve", "--zygotes", "1", "--ready-networks", "2", "--state-dir"]);
+fn spawn(mut command: Command, state_dir: &Path, options: &[&str]) -> (Child, Arc<Mutex<String>>) {
+    command.args(["serve", "--zygotes", "1", "--ready-networks", "2", "--state-dir"]);
     command.arg(state_dir).args(options).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it runs");
     let log = Arc::new(Mutex::new(String::new()));
@@ -190,7 +214,7 @@ impl Drop for Daemon {
                 return;
             }
             // It left its sandboxes to the next one.
-            (self.child, self.log) = spawn(&self.state_dir, &[]);
+            (self.child, self.log) = spawn(program(&[]), &self.state_dir, &[]);
             let log = Arc::clone(&self.log);
             until("a daemon is up to clear up", || {
                 log.lock().unwrap().contains("the daemon is up").then_some(())

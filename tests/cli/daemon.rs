@@ -116,13 +116,23 @@ impl Daemon {
         Self::begin_by(command, directory, state_dir, &[])
     }
 
+    /// A daemon whose log nobody reads once it is up.
+    pub(crate) fn begin_unheard() -> Self {
+        let directory = directory();
+        let state_dir = directory.path().join("state");
+        let (child, log) = spawn(program(&[]), &state_dir, &[], Some("the daemon is up"));
+        let mut daemon = Self { directory, state_dir, child, log };
+        daemon.wait_for_it();
+        daemon
+    }
+
     fn begin_by(
         command: Command,
         directory: tempfile::TempDir,
         state_dir: PathBuf,
         options: &[&str],
     ) -> Self {
-        let (child, log) = spawn(command, &state_dir, options);
+        let (child, log) = spawn(command, &state_dir, options, None);
         let mut daemon = Self { directory, state_dir, child, log };
         daemon.wait_for_it();
         daemon
@@ -140,7 +150,7 @@ impl Daemon {
 
     /// The next daemon on the same directory, once this one has ended.
     pub(crate) fn begin_again(&mut self, options: &[&str]) {
-        let (child, log) = spawn(program(&[]), &self.state_dir, options);
+        let (child, log) = spawn(program(&[]), &self.state_dir, options, None);
         (self.child, self.log) = (child, log);
         self.wait_for_it();
     }
@@ -193,7 +203,13 @@ pub(crate) fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("sandkeeper-cli-").tempdir_in("/run").unwrap()
 }
 
-fn spawn(mut command: Command, state_dir: &Path, options: &[&str]) -> (Child, Arc<Mutex<String>>) {
+/// Begins a daemon, whose log is read to its end or to a line that says this.
+fn spawn(
+    mut command: Command,
+    state_dir: &Path,
+    options: &[&str],
+    until: Option<&'static str>,
+) -> (Child, Arc<Mutex<String>>) {
     command.args(["serve", "--zygotes", "1", "--ready-networks", "2", "--state-dir"]);
     command.arg(state_dir).args(options).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it runs");
@@ -201,7 +217,11 @@ fn spawn(mut command: Command, state_dir: &Path, options: &[&str]) -> (Child, Ar
     let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
     std::thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
+            let last = until.is_some_and(|until| line.contains(until));
             written.lock().unwrap().push_str(&(line + "\n"));
+            if last {
+                return;
+            }
         }
     });
     (child, log)
@@ -214,7 +234,7 @@ impl Drop for Daemon {
                 return;
             }
             // It left its sandboxes to the next one.
-            (self.child, self.log) = spawn(program(&[]), &self.state_dir, &[]);
+            (self.child, self.log) = spawn(program(&[]), &self.state_dir, &[], None);
             let log = Arc::clone(&self.log);
             until("a daemon is up to clear up", || {
                 log.lock().unwrap().contains("the daemon is up").then_some(())

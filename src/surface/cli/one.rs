@@ -170,7 +170,7 @@ mod tests {
             phase: "stopped".into(),
             marks: vec!["exited".into(), "recovering".into()],
             life: 3,
-            created_at: Some(Timestamp { seconds: 100, nanos: 7 }),
+            created_at: Some(Timestamp { seconds: 100, nanos: 0 }),
             exit: Some(wire::ExitStatus {
                 status: 137,
                 reason: "signalled".into(),

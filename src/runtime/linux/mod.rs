@@ -277,8 +277,18 @@ impl LinuxRuntime {
     /// The processes of a life in words: number, name and state of each. State D, in which the kernel waits for a device
     /// or a server, is what keeps a process from ending or freezing.
     pub fn processes(&self, instance: &Instance) -> Vec<String> {
-        let number = self.inner.lives.get(instance.life).and_then(|sandbox| sandbox.state().group);
-        let group = number.and_then(|number| self.inner.tree.open(&instance.key, number).ok().flatten());
+        let inner = &self.inner;
+        let group = match inner.lives.get(instance.life) {
+            Some(sandbox) => {
+                sandbox.state().group.and_then(|number| inner.tree.open(&instance.key, number).ok()?)
+            }
+            // One that an earlier backend has left, and that is ended without having been asked for.
+            None if inner.past.is_some() => {
+                let group = inner.tree.open_named(&instance.key.file_name(255)).ok().flatten();
+                group.filter(|group| group::is_marked(group))
+            }
+            None => None,
+        };
         group.map(group::describe_processes).unwrap_or_default()
     }
 }

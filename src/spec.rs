@@ -158,7 +158,7 @@ pub struct Rlimit {
 }
 
 /// A resource of `setrlimit(2)`; the discriminant is Linux's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Resource {
     /// CPU time, in seconds.

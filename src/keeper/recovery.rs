@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -30,8 +31,8 @@ pub(super) struct Unowned {
     orphans: Mutex<Vec<(Survivor, Arc<dyn Runtime>)>>,
     /// Records that this keeper cannot serve, for want of their runtime. They stay written.
     unserved: Vec<SandboxKey>,
-    /// Records that could not be read.
-    damaged: usize,
+    /// Records that could not be read, and that nobody has accepted as lost.
+    damaged: AtomicUsize,
 }
 
 /// What a recovery works with.
@@ -45,7 +46,7 @@ impl Recovery {
     /// Makes the sandboxes known that were written down, and goes on with them in a task.
     pub(super) fn begin(self, recovered: Recovered) -> Arc<Unowned> {
         let Recovered { sandboxes, damaged, incomplete, same_boot, .. } = recovered;
-        let mut unowned = Unowned { damaged: damaged.len(), ..Unowned::default() };
+        let mut unowned = Unowned { damaged: AtomicUsize::new(damaged.len()), ..Unowned::default() };
         let mut restless = Vec::new();
         for recorded in &sandboxes {
             match self.restore(recorded) {
@@ -173,7 +174,7 @@ impl Keeper {
         if let (true, Some(journal)) = (left.is_empty(), self.inner.services.journal.clone()) {
             // What is missing is accepted as lost: the next keeper need not be careful any more.
             match tokio::task::spawn_blocking(move || journal.accept_losses()).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => self.inner.unowned.damaged.store(0, Ordering::Relaxed),
                 Ok(Err(error)) => tracing::error!(%error, "that losses were accepted is not written"),
                 Err(_ending) => {}
             }
@@ -181,10 +182,10 @@ impl Keeper {
         (ended, left)
     }
 
-    /// How many records of the journal could not be read and were put aside, and whose records wait for a runtime that this
+    /// How many records of the journal could not be read and were put aside, until that is accepted, and whose records wait for a runtime that this
     /// keeper does not have.
     pub fn unread_records(&self) -> (usize, Vec<SandboxKey>) {
-        (self.inner.unowned.damaged, self.inner.unowned.unserved.clone())
+        (self.inner.unowned.damaged.load(Ordering::Relaxed), self.inner.unowned.unserved.clone())
     }
 
     /// Why nothing can be written down at the moment, if that is so: nothing new is started then.

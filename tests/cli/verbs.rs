@@ -177,6 +177,17 @@ fn a_daemon_that_is_told_to_end_leaves_its_sandboxes_to_the_next() {
     assert_eq!(daemon.run(&["list", "--json"]).json(), serde_json::json!([]), "it was asked to end them");
 }
 
+/// Whoever reads the log of a daemon may die first.
+#[test]
+fn a_daemon_whose_log_nobody_reads_goes_on() {
+    let daemon = Daemon::begin_unheard();
+    for round in 0..3 {
+        daemon.run(&["run", "web"]).ok();
+        daemon.run(&["run", "no", "--", "/no/such"]).fails(2, "no such program");
+        assert_eq!(daemon.run(&["shutdown", "web"]).ok(), "web is gone\n", "round {round}");
+    }
+}
+
 #[test]
 fn a_second_daemon_on_a_directory_ends_at_once() {
     let daemon = Daemon::begin();

@@ -161,14 +161,6 @@ impl LinuxRuntime {
         Self::speaking(config, VERSION)
     }
 
-    /// Says whether this machine and the rights of this process suffice, without making anything.
-    ///
-    /// # Errors
-    /// Those of [`new`](Self::new) for what is missing.
-    pub fn check_machine() -> Result<(), Error> {
-        Machine::detect().map(drop)
-    }
-
     /// As [`new`](Self::new), for a version of the protocol.
     fn speaking(config: LinuxConfig, version: u32) -> Result<Arc<Self>, Error> {
         let ids = Arc::new(Ids::new(&config)?);

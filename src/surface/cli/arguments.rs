@@ -352,9 +352,20 @@ pub(in crate::surface) struct Serve {
     /// How many zygotes spawn sandboxes [default: one for each core]
     #[arg(long, value_name = "NUMBER")]
     pub(in crate::surface) zygotes: Option<usize>,
+    /// Move the daemon, and all else in its cgroup, into a leaf below it, which limits need on a pure cgroup v2 machine
+    /// [default: if a service manager has started it]
+    #[arg(long, value_name = "BOOL")]
+    pub(in crate::surface) move_host_to_leaf: Option<bool>,
     /// Shut all sandboxes down when the daemon ends, instead of leaving them to the next one
     #[arg(long)]
     pub(in crate::surface) shutdown_sandboxes: bool,
+    /// How long they have to end then [default: what their specs say]
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
+    pub(in crate::surface) shutdown_grace: Option<Duration>,
+    /// Serve scripted sandboxes that exist in memory alone
+    #[cfg(feature = "testing")]
+    #[arg(long, hide = true, value_parser = ["memory"])]
+    pub(in crate::surface) test_runtime: Option<String>,
 }
 
 fn positive(text: &str) -> Result<Duration, String> {

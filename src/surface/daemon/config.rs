@@ -1,8 +1,9 @@
 //! What a daemon is told: by its command line, else by its configuration file, else by nobody.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind};
 use crate::keeper::OperationDeadlines;
@@ -15,6 +16,10 @@ const DEFAULT_FILE: &str = "/etc/sandkeeper/config.toml";
 const DEFAULT_STATE_DIR: &str = "/run/sandkeeper";
 /// The socket's name within the state directory.
 const SOCKET: &str = "sandkeeper.sock";
+/// The longest path that a socket can have: `sun_path`, less its terminator.
+const LONGEST_SOCKET: usize = 107;
+/// The longest that a directory's path can be: `PATH_MAX`, less what is made below it.
+const LONGEST_DIRECTORY: usize = 4_095 - 512;
 
 /// The file. Its fields are named as the options are.
 #[derive(Debug, Default, Deserialize)]
@@ -33,7 +38,9 @@ struct File {
     id_blocks: Option<u32>,
     ready_networks: Option<usize>,
     zygotes: Option<usize>,
+    move_host_to_leaf: Option<bool>,
     shutdown_sandboxes: Option<bool>,
+    shutdown_grace: Option<Span>,
     #[serde(default)]
     deadlines: Deadlines,
 }
@@ -107,9 +114,39 @@ pub(super) struct Config {
     pub(super) id_blocks: Option<u32>,
     pub(super) ready_networks: Option<usize>,
     pub(super) zygotes: Option<usize>,
+    pub(super) move_host_to_leaf: bool,
     pub(super) shutdown_sandboxes: bool,
-    #[serde(skip)]
+    #[serde(serialize_with = "grace")]
+    pub(super) shutdown_grace: Option<Duration>,
+    #[serde(serialize_with = "deadlines")]
     pub(super) deadlines: OperationDeadlines,
+    /// Whether sandboxes exist in memory alone.
+    #[serde(skip)]
+    pub(super) in_memory: bool,
+}
+
+/// As the file has it.
+fn text(span: Duration) -> String {
+    format!("{span:?}").replace('µ', "u")
+}
+
+fn grace<S: Serializer>(grace: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    grace.map(text).serialize(serializer)
+}
+
+fn deadlines<S: Serializer>(deadlines: &OperationDeadlines, serializer: S) -> Result<S::Ok, S::Error> {
+    let OperationDeadlines { create, start, pause, resume, ask, kill, delete, reattach } = deadlines;
+    let named = [
+        ("create", create),
+        ("start", start),
+        ("pause", pause),
+        ("resume", resume),
+        ("ask", ask),
+        ("kill", kill),
+        ("delete", delete),
+        ("reattach", reattach),
+    ];
+    serializer.collect_map(named.map(|(name, span)| (name, text(*span))))
 }
 
 fn refuse(found: String) -> Error {
@@ -152,9 +189,15 @@ impl Config {
             Some(0) => Err(refuse(format!("{name} is 0, which would let nothing happen"))),
             number => Ok(number),
         };
+        let socket = socket.unwrap_or_else(|| state_dir.join(SOCKET));
+        let log_dir = log_dir.unwrap_or_else(|| state_dir.join("logs"));
+        fits("socket", &socket, LONGEST_SOCKET)?;
+        fits("state_dir", &state_dir, LONGEST_DIRECTORY)?;
+        fits("log_dir", &log_dir, LONGEST_DIRECTORY)?;
+        let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
         Ok(Self {
-            socket: socket.unwrap_or_else(|| state_dir.join(SOCKET)),
-            log_dir: log_dir.unwrap_or_else(|| state_dir.join("logs")),
+            socket,
+            log_dir,
             state_dir,
             socket_group,
             log_format,
@@ -169,8 +212,14 @@ impl Config {
             id_blocks: said.id_blocks.or(file.id_blocks),
             ready_networks: said.ready_networks.or(file.ready_networks),
             zygotes: said.zygotes.or(file.zygotes),
+            move_host_to_leaf: said.move_host_to_leaf.or(file.move_host_to_leaf).unwrap_or(managed),
             shutdown_sandboxes: said.shutdown_sandboxes || file.shutdown_sandboxes.unwrap_or(false),
+            shutdown_grace: said.shutdown_grace.or(file.shutdown_grace.map(|Span(span)| span)),
             deadlines: file.deadlines.over(OperationDeadlines::default()),
+            #[cfg(feature = "testing")]
+            in_memory: said.test_runtime.is_some(),
+            #[cfg(not(feature = "testing"))]
+            in_memory: false,
         })
     }
 }
@@ -181,6 +230,16 @@ fn read(path: &Path) -> Result<File, Error> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| refuse("the system refuses".to_owned()).caused_by(error))?;
     from_toml(&text).map_err(|found| refuse(format!("{}:{found}", path.display())))
+}
+
+/// Refuses a path that would not do before anything is made, so that nothing fails for it later.
+fn fits(name: &str, path: &Path, longest: usize) -> Result<(), Error> {
+    let size = path.as_os_str().len();
+    if size <= longest {
+        return Ok(());
+    }
+    let found = format!("the path of {name}, {}, has {size} bytes; the limit is {longest}", path.display());
+    Err(refuse(found).remedy("choose a state directory that is not as deep"))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
@@ -245,6 +304,31 @@ mod tests {
             let error = merged(Serve::default(), file).unwrap_err();
             assert!(error.contains(expected), "{error} does not say {expected:?}");
         }
+    }
+
+    #[test]
+    fn what_it_comes_to_is_a_configuration_that_comes_to_the_same() {
+        let said = Serve { shutdown_grace: Some(Duration::from_millis(1_500)), ..Serve::default() };
+        let config =
+            merged(said, "state_dir = '/s'\nzygotes = 2\nsocket_group = 7\n[deadlines]\nask = 0.25").unwrap();
+        let told = toml::to_string(&config).unwrap();
+        let again = merged(Serve::default(), &told).unwrap_or_else(|error| panic!("{error}\n{told}"));
+        assert_eq!(toml::to_string(&again).unwrap(), told);
+        assert!(told.contains("shutdown_grace = \"1.5s\"") && told.contains("ask = \"250ms\""), "{told}");
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_refused_before_anything_is_made() {
+        let fits = format!("state_dir = '/{}'", "d".repeat(90));
+        assert_eq!(merged(Serve::default(), &fits).unwrap().socket.as_os_str().len(), LONGEST_SOCKET);
+        let deeper = format!("state_dir = '/{}'", "d".repeat(91));
+        let error = merged(Serve::default(), &deeper).unwrap_err();
+        assert!(error.contains("108 bytes; the limit is 107"), "{error}");
+        // Where the socket is elsewhere, the directory may be deep.
+        let elsewhere = format!("{deeper}\nsocket = '/run/s'");
+        assert!(merged(Serve::default(), &elsewhere).is_ok());
+        let deepest = format!("state_dir = '{}'\nsocket = '/run/s'", "/d".repeat(2_000));
+        assert!(merged(Serve::default(), &deepest).unwrap_err().contains("state_dir"));
     }
 
     #[test]

@@ -6,52 +6,65 @@
 //! ```
 //! Callers can connect from the moment the socket is there, and are answered once the keeper is.
 
+mod backend;
 mod config;
 mod descriptors;
+mod log;
 mod signals;
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, ErrorKind};
 use crate::journal::Journal;
 use crate::keeper::Keeper;
-use crate::runtime::linux::{LinuxConfig, LinuxRuntime};
+use crate::runtime::linux::LinuxConfig;
 use crate::runtime::unix_nanos;
 use crate::surface::cli::{Failure, Serve, print, print_json};
 use crate::surface::grpc::{self, About, Settings, Socket};
-use config::{Config, LogFormat};
+use backend::Backend;
+use config::Config;
 use descriptors::Room;
+use log::Log;
 use signals::Signals;
 
 /// Somebody else has the directory or the socket: the exit code of what is busy.
 const BUSY: u8 = 5;
+/// How long calls under way have to be done.
+const DRAINING: Duration = Duration::from_secs(2);
 /// How long letting go of everything may take.
-const LETTING_GO: Duration = Duration::from_secs(10);
-/// How long ending everything may take beyond what the sandboxes' graces are.
-const THREADS: Duration = Duration::from_secs(1);
+const LETTING_GO: Duration = Duration::from_millis(1_500);
+/// How long threads of the async runtime may take to end.
+const THREADS: Duration = Duration::from_millis(500);
+/// How long the daemon takes to end at most, all together.
+const ENDING: Duration = Duration::from_millis(4_500);
+/// How long ending what is left of the sandboxes may take beyond that.
+const CLOSING: Duration = Duration::from_secs(6);
+/// How often it is said what a shutdown of all sandboxes waits for.
+const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to end.
 pub(in crate::surface) fn run(said: Serve, socket: Option<PathBuf>, json: bool) -> Result<(), Failure> {
     let began = unix_nanos();
     let config = Config::gather(&said, socket)?;
-    let filter = filter(&config)?;
+    let filter = log::filter(&config)?;
     if said.check_config {
         return Ok(tell(&config, json)?);
     }
-    log_to_stderr(&config, filter);
-    LinuxRuntime::check_machine()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+    Backend::check(&config)?;
+    let failed = |error| {
         Error::new(ErrorKind::Internal, "begin", "there are no threads or descriptors").caused_by(error)
-    })?;
-    let lived = runtime.block_on(live(config, began));
+    };
+    let log = log::begin(&config, filter).map_err(failed)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.thread_name("sandkeeper-work").enable_all().build().map_err(failed)?;
+    let lived = runtime.block_on(live(config, began, &log));
     runtime.shutdown_timeout(THREADS);
+    log.flush();
     lived
 }
 
@@ -59,81 +72,122 @@ fn tell(config: &Config, json: bool) -> io::Result<()> {
     if json {
         return print_json(config);
     }
-    print("the configuration is right; it comes to:")?;
-    print(&serde_json::to_string_pretty(config)?)
+    let text = toml::to_string(config).map_err(io::Error::other)?;
+    print("# the configuration is right; it comes to:")?;
+    print(text.trim_end())
 }
 
-fn filter(config: &Config) -> Result<EnvFilter, Error> {
-    EnvFilter::try_new(&config.log_level).map_err(|error| {
-        let found = format!("log_level {:?} is no filter", config.log_level);
-        Error::new(ErrorKind::InvalidArgument, "begin with this configuration", found)
-            .caused_by(error)
-            .remedy("write info, debug, or info,sandkeeper::journal=debug")
-    })
+/// What has to be there before anybody can be served.
+struct Parts {
+    socket: Socket,
+    keeper: Keeper,
+    backend: Backend,
+    room: Room,
 }
 
-fn log_to_stderr(config: &Config, filter: EnvFilter) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match config.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-    }
-}
-
-async fn live(config: Config, began: i64) -> Result<(), Failure> {
+async fn live(config: Config, began: i64, log: &Log) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    let room = room(&config);
-    let journal =
-        Journal::open(&config.state_dir).map_err(|error| busy(error, ErrorKind::FailedPrecondition))?;
-    open_to_group(&config)?;
-    let socket = Socket::bind(&config.socket, config.socket_group);
-    let socket = socket.await.map_err(|error| busy(error, ErrorKind::AlreadyExists))?;
-    let linux = LinuxRuntime::new(linux_config(&config))?;
-    let keeper = keeper(&config, room, Arc::clone(&linux), journal)?;
+    let parts = tokio::select! {
+        parts = come_up(&config) => parts?,
+        signal = signals.first() => {
+            tracing::info!(signal, "the daemon ends before it was up");
+            return Ok(());
+        }
+    };
+    let Parts { socket, keeper, backend, room } = parts;
     let about = About {
         started_at_unix_nanos: began,
         state_dir: config.state_dir.display().to_string(),
         capacity: most_sandboxes(&config, room) as u64,
         findings: [("descriptors".to_owned(), room.descriptors.to_string())].into(),
     };
-    let settings = Settings { max_connections: room.connections, ..Settings::default() };
+    let (known, recovering) = (keeper.len(), keeper.recovering());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         socket = %config.socket.display(),
         state_dir = %config.state_dir.display(),
         capacity = about.capacity,
-        known = keeper.len(),
-        recovering = keeper.recovering(),
+        known,
+        recovering,
         "the daemon is up"
     );
-    notify(NotifyState::Ready);
+    let status = format!("up; {known} sandboxes taken over, room for {}", about.capacity);
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    let settings = Settings { max_connections: room.connections, drain: DRAINING };
     let end = async {
         let signal = signals.first().await;
         tracing::info!(signal, shutdown_sandboxes = config.shutdown_sandboxes, "the daemon ends");
-        notify(NotifyState::Stopping);
-        tokio::spawn(signals.exit_at_the_next());
+        notify(&[NotifyState::Stopping]);
+        tokio::spawn(signals.exit_at_the_next(log.clone()));
         if config.shutdown_sandboxes {
-            for (key, error) in keeper.close(None).await {
-                tracing::warn!(sandbox = %key, %error, "a sandbox is not shut down");
-            }
+            shut_down(&keeper, config.shutdown_grace).await;
         }
+        signals::exit_within(limit(&config, ENDING), log.clone());
     };
     grpc::serve(socket, keeper.clone(), about, settings, end).await;
     let let_go = async {
         keeper.leave().await;
         // Where there is nothing to leave, nothing stays to wait for the next daemon either.
-        let nothing_left = keeper.is_empty() && linux.left_behind().is_empty();
-        if config.shutdown_sandboxes || nothing_left { linux.close().await } else { linux.leave().await }
+        let nothing_left = keeper.is_empty() && backend.is_empty();
+        backend.let_go(config.shutdown_sandboxes || nothing_left).await;
     };
-    if tokio::time::timeout(LETTING_GO, let_go).await.is_err() {
-        tracing::warn!(limit = ?LETTING_GO, "the daemon ends with something still under way");
+    let limit = limit(&config, LETTING_GO);
+    if tokio::time::timeout(limit, let_go).await.is_err() {
+        tracing::warn!(?limit, "the daemon ends with something still under way");
     }
     Ok(())
+}
+
+/// How long something at the end may take, which takes longer where sandboxes end as well.
+fn limit(config: &Config, usual: Duration) -> Duration {
+    if config.shutdown_sandboxes { usual + CLOSING } else { usual }
+}
+
+/// Opens everything, beside whatever else the daemon hears: a lock or a disk may be waited for.
+async fn come_up(config: &Config) -> Result<Parts, Failure> {
+    let room = room(config);
+    let state_dir = config.state_dir.clone();
+    let journal = blocking(move || Journal::open(state_dir)).await;
+    let journal = journal.map_err(|error| busy(error, ErrorKind::FailedPrecondition))?;
+    open_to_group(config)?;
+    let socket = Socket::bind(&config.socket, config.socket_group);
+    let socket = socket.await.map_err(|error| busy(error, ErrorKind::AlreadyExists))?;
+    let for_backend = config.clone();
+    let backend = blocking(move || Backend::open(&for_backend)).await?;
+    let keeper = keeper(config, room, &backend, journal)?;
+    Ok(Parts { socket, keeper, backend, room })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(Error::new(ErrorKind::Internal, "begin", "a part of the daemon failed").caused_by(error))
+    })
 }
 
 /// An error of `kind` says that another daemon is there already.
 fn busy(error: Error, kind: ErrorKind) -> Failure {
     if error.kind() == kind { Failure::Coded(error, BUSY) } else { Failure::Error(error) }
+}
+
+/// Ends all sandboxes, and says how far it is.
+async fn shut_down(keeper: &Keeper, grace: Option<Duration>) {
+    let mut progress = tokio::time::interval(PROGRESS);
+    let mut close = std::pin::pin!(keeper.close(grace));
+    let left = loop {
+        tokio::select! {
+            left = &mut close => break left,
+            _second = progress.tick() => {
+                let left = keeper.len();
+                tracing::info!(left, "shutting all sandboxes down");
+                notify(&[NotifyState::Status(&format!("shutting down; {left} sandboxes left"))]);
+            }
+        }
+    };
+    for (key, error) in left {
+        tracing::warn!(sandbox = %key, %error, "a sandbox is not shut down");
+    }
 }
 
 fn starts(config: &Config) -> usize {
@@ -157,23 +211,9 @@ fn most_sandboxes(config: &Config, room: Room) -> usize {
     config.max_sandboxes.unwrap_or(usize::MAX).min(room.sandboxes)
 }
 
-fn linux_config(config: &Config) -> LinuxConfig {
-    let default = LinuxConfig::default();
-    LinuxConfig {
-        state_dir: Some(config.state_dir.clone()),
-        log_dir: Some(config.log_dir.clone()),
-        id_start: config.id_start.unwrap_or(default.id_start),
-        id_blocks: config.id_blocks.unwrap_or(default.id_blocks),
-        zygotes: config.zygotes.unwrap_or(default.zygotes),
-        ready_networks: config.ready_networks.unwrap_or(default.ready_networks),
-        // A service manager has given the daemon a cgroup of its own (`Delegate=yes`), which holds nothing else.
-        ..default
-    }
-}
-
-fn keeper(config: &Config, room: Room, linux: Arc<LinuxRuntime>, journal: Journal) -> Result<Keeper, Error> {
+fn keeper(config: &Config, room: Room, backend: &Backend, journal: Journal) -> Result<Keeper, Error> {
     let mut builder = Keeper::builder()
-        .runtime("linux", linux)
+        .runtime(backend.name(), backend.runtime())
         .journal(journal)
         .max_sandboxes(most_sandboxes(config, room))
         .concurrent_starts(starts(config))
@@ -200,8 +240,8 @@ fn open_to_group(config: &Config) -> Result<(), Error> {
 }
 
 /// Tells the service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager cannot be told");
     }
 }

@@ -259,7 +259,7 @@ impl Keeper {
     ) -> Result<Definition, Error> {
         spec.check(verb).map_err(|error| error.on(key))?;
         if spec.runtime.is_empty() {
-            // What is the default may be another one tomorrow, and whoever asks is told which it is.
+            // Named from here on: a later keeper may have another default.
             spec.runtime.clone_from(&self.inner.default_runtime);
         }
         let Some(runtime) = self.inner.runtimes.get(&spec.runtime) else {

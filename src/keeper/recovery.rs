@@ -40,7 +40,6 @@ pub(super) struct Recovery {
     pub(super) services: Arc<Services>,
     pub(super) index: Arc<Index>,
     pub(super) runtimes: BTreeMap<String, Arc<dyn Runtime>>,
-    pub(super) default_runtime: String,
 }
 
 impl Recovery {
@@ -86,9 +85,8 @@ impl Recovery {
     }
 
     fn definition(&self, spec: SandboxSpec, kept: bool) -> Result<Definition, Error> {
-        let name = if spec.runtime.is_empty() { &self.default_runtime } else { &spec.runtime };
-        let Some(runtime) = self.runtimes.get(name).cloned() else {
-            let found = format!("there is no runtime {name:?} now");
+        let Some(runtime) = self.runtimes.get(&spec.runtime).cloned() else {
+            let found = format!("there is no runtime {:?} now", spec.runtime);
             return Err(Error::new(ErrorKind::FailedPrecondition, "recover", found)
                 .remedy("open the keeper with that runtime again"));
         };

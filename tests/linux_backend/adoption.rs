@@ -519,6 +519,8 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
     let mut host = Host::start(&state, &jobs);
     host.kill();
     let root = place.root().unwrap();
+    // As if it had been killed before it came to mark it.
+    std::fs::create_dir(root.join("default@fresh")).unwrap();
     let unmarked = root.join("default@foreign");
     std::fs::create_dir(&unmarked).unwrap();
     let mut foreigner = Bystander::new();
@@ -527,6 +529,7 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
     rustix::fs::setxattr(root.join("default@d"), "user.sandkeeper", b"nonsense", flags).unwrap();
     block_on(async {
         let next = Next::new(&state);
+        assert!(!root.join("default@fresh").exists());
         let known = |key: &SandboxKey| key.id().as_str() == "a";
         let survivors = next.runtime.survivors(&known).await.unwrap();
         let mut listed: Vec<_> =

@@ -23,9 +23,7 @@ use super::zygote::ZygoteId;
 use super::{Inner, freeze, group, kernel_error, start, sys};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
-use crate::model::Exit;
-use crate::model::ExitReason;
-use crate::model::Life;
+use crate::model::{Exit, ExitReason, Life};
 use crate::runtime::{Instance, Reality, Survivor};
 
 /// The pause between two looks at what is changing.

@@ -67,19 +67,9 @@ pub(crate) enum Kind {
 
 impl Kind {
     pub(crate) fn from_u32(number: u32) -> Option<Self> {
-        Some(match number {
-            1 => Self::SetUp,
-            2 => Self::Build,
-            3 => Self::Spawn,
-            4 => Self::Reap,
-            5 => Self::Answer,
-            6 => Self::Hello,
-            7 => Self::List,
-            8 => Self::Retire,
-            9 => Self::Discard,
-            11 => Self::Exec,
-            _ => return None,
-        })
+        use Kind::*;
+        let all = [SetUp, Build, Spawn, Reap, Answer, Hello, List, Retire, Discard, Exec];
+        all.into_iter().find(|kind| *kind as u32 == number)
     }
 }
 

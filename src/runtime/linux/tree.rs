@@ -149,6 +149,11 @@ impl Tree {
         group::open(&self.root, name)
     }
 
+    /// Removes the group of that name if nothing lives in it.
+    pub(super) fn remove_named(&self, name: &str) -> io::Result<bool> {
+        group::remove(&self.root, name)
+    }
+
     /// The numbers and names of all groups but the zygotes'.
     pub(super) fn groups(&self) -> io::Result<Vec<(u64, String)>> {
         let mut groups = group::numbered_children(&self.root)?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Daemon, block_on, directory, program, run, size, sleeper};
+use crate::support::{Daemon, LONG, block_on, directory, program, run, size, sleeper};
 
 /// What is done to the file of records.
 #[derive(Debug, Clone, Copy)]
@@ -56,14 +56,17 @@ fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() 
             daemon.start_again().await;
             let mut client = daemon.client().await;
             // Records are made anew in a task of the daemon's.
+            let begun = std::time::Instant::now();
             let all = loop {
                 let all = daemon.settled().await;
                 let orphans = client.orphans().await.unwrap().total as usize;
-                let running = all.iter().filter(|status| status.phase == "running").count();
+                let running =
+                    all.iter().filter(|status| status.phase == "running" && status.marks.is_empty()).count();
                 assert!(running + orphans <= COUNT, "{damage:?}: {all:?}");
                 if running + orphans == COUNT {
                     break all;
                 }
+                assert!(begun.elapsed() < LONG, "{damage:?}: {running} run, {orphans} orphans: {all:?}");
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             };
             assert_eq!(daemon.groups().len(), COUNT, "{damage:?}");

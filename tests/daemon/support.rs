@@ -15,7 +15,7 @@ use sandkeeper::wire::generated::ListRequest;
 use sandkeeper::{Error, SandboxKey};
 
 /// Longer than anything here takes.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// The size of a test: scaled down, or full on request.
 pub(crate) fn size(scaled: usize, full: usize) -> usize {
@@ -25,7 +25,7 @@ pub(crate) fn size(scaled: usize, full: usize) -> usize {
 /// Runs a test on a tokio runtime with two threads.
 pub(crate) fn block_on<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(4 * LONG, test).await.expect("it does not stick") })
+    runtime.block_on(async { tokio::time::timeout(10 * LONG, test).await.expect("it does not stick") })
 }
 
 /// Waits for a condition. Blocks, which the other threads of a test's runtime make up for.
@@ -294,7 +294,7 @@ pub(crate) async fn run(client: &mut Client, id: &str, spec: SandboxSpec) -> u32
 pub(crate) async fn phase(client: &mut Client, id: &str, expected: &str) {
     let begun = Instant::now();
     loop {
-        let phase = client.ping(&key(id)).await.unwrap().phase;
+        let phase = client.status(&key(id)).await.unwrap().phase;
         if phase == expected {
             return;
         }

@@ -77,11 +77,12 @@ pub mod surface;
 pub mod telemetry;
 pub mod wire;
 
-pub use actor::OperationDeadlines;
 pub use controller::{Controller, StartedSandbox};
 pub use error::{Error, ErrorKind};
 pub use events::{Event, KEPT_EVENTS};
 pub use id::{InvalidIdentifier, Namespace, SandboxId, SandboxKey};
-pub use keeper::{Filter, Keeper, KeeperBuilder, SandboxHandle, SpecSource, Sweep, Watch, WatchItem};
+pub use keeper::{
+    Filter, Keeper, KeeperBuilder, OperationDeadlines, SandboxHandle, SpecSource, Sweep, Watch, WatchItem,
+};
 pub use model::{Marks, Pong};
 pub use spec::SandboxSpec;

@@ -181,7 +181,6 @@ impl KeeperBuilder {
             services: Arc::clone(&services),
             index: Arc::clone(&index),
             runtimes: self.runtimes.clone(),
-            default_runtime: default_runtime.clone(),
         };
         let unowned = if services.journal.is_some() { recovery.begin(recovered) } else { Arc::default() };
         // Only now: until here the index holds less than was written.

@@ -2,10 +2,45 @@
 
 use std::time::Duration;
 
-/// No duration is longer than this, in seconds: a year.
-const LONGEST_SECS: f64 = 365.0 * 86_400.0;
+/// No duration is longer than this: a year.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
-/// A number and the letters behind it.
+/// Nobody has more CPUs than a million, in thousandths of one.
+const MOST_CPU_MILLIS: u64 = 1_000_000_000;
+
+/// A decimal number, exactly: `digits` without its point, of which the last `places` are behind it.
+#[derive(Debug, Clone, Copy)]
+struct Decimal {
+    digits: u128,
+    places: u32,
+}
+
+impl Decimal {
+    /// More digits than any quantity has would not fit.
+    const MOST_DIGITS: usize = 24;
+
+    fn parse(text: &str) -> Option<Self> {
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let empty = whole.is_empty() || (fraction.is_empty() && text.contains('.'));
+        if empty
+            || text.len() > Self::MOST_DIGITS
+            || !(whole.bytes().chain(fraction.bytes())).all(|byte| byte.is_ascii_digit())
+        {
+            return None;
+        }
+        let digits = format!("{whole}{fraction}").parse().ok()?;
+        Some(Self { digits, places: u32::try_from(fraction.len()).ok()? })
+    }
+
+    /// How many of the smallest unit so many `units` of it are; nothing if it is no whole number of them.
+    fn times(self, units: u64) -> Option<u128> {
+        let product = self.digits.checked_mul(units.into())?;
+        let divisor = 10_u128.pow(self.places);
+        product.is_multiple_of(divisor).then(|| product / divisor)
+    }
+}
+
+/// A number and what is behind it.
 fn split(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     (&text[..end], text[end..].trim_start())
@@ -21,35 +56,36 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if rest.is_empty() {
         return Err(wrong());
     }
-    let mut seconds = 0.0_f64;
+    let mut nanos = 0_u128;
     while !rest.is_empty() {
         let (number, behind) = split(rest);
         let unit_ends = behind.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(behind.len());
         let (unit, more) = behind.split_at(unit_ends);
-        let factor = match unit {
-            "ns" => 1e-9,
-            "us" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" | "min" => 60.0,
-            "h" => 3_600.0,
-            "d" => 86_400.0,
+        let unit = match unit {
+            "ns" => 1,
+            "us" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" | "min" => 60 * 1_000_000_000,
+            "h" => 3_600 * 1_000_000_000,
+            "d" => 86_400 * 1_000_000_000,
             _ => return Err(wrong()),
         };
-        seconds += number.parse::<f64>().map_err(|_| wrong())? * factor;
+        let number = Decimal::parse(number).ok_or_else(wrong)?;
+        nanos += number.times(unit).ok_or_else(|| format!("{text:?} is finer than a nanosecond"))?;
+        if nanos > LONGEST.as_nanos() {
+            return Err(format!("{text:?} is longer than a year"));
+        }
         rest = more.trim_start();
     }
-    if seconds > LONGEST_SECS {
-        return Err(format!("{text:?} is longer than a year"));
-    }
-    // Whole nanoseconds: 0.3 of a second is not one in binary.
-    Ok(Duration::from_nanos((seconds * 1e9).round() as u64))
+    u64::try_from(nanos).map(Duration::from_nanos).map_err(|_| wrong())
 }
 
 /// `64MiB`, `1GiB`, `512KiB`, `10MB`, `4096`: in bytes.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write 64MiB, 1.5GiB, 10MB or a number of bytes");
     let (number, unit) = split(text.trim());
-    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+    let unit: u64 = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "k" | "ki" | "kib" => 1 << 10,
         "m" | "mi" | "mib" => 1 << 20,
@@ -59,35 +95,24 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
         "tb" => 1_000_000_000_000,
-        _ => return Err(format!("{text:?} is no size; write 64MiB, 1GiB, 10MB or a number of bytes")),
+        _ => return Err(wrong()),
     };
-    if let Ok(whole) = number.parse::<u64>() {
-        return whole.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"));
-    }
-    let fraction = number.parse::<f64>().map_err(|_| format!("{text:?} is no size; write 64MiB, 1.5GiB"))?;
-    let size = fraction * factor as f64;
-    if size > 1e18 {
-        return Err(format!("{text:?} is too large"));
-    }
-    Ok(size.round() as u64)
+    let number = Decimal::parse(number).ok_or_else(wrong)?;
+    let size = number.times(unit).ok_or_else(|| format!("{text:?} is no whole number of bytes"))?;
+    u64::try_from(size).map_err(|_| format!("{text:?} is too large"))
 }
 
 /// `0.5`, `2`, and also `500m`: in thousandths of one CPU.
 pub(super) fn cpu_millis(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    if let Some(Ok(millis)) = text.strip_suffix('m').map(str::parse::<u64>) {
-        return Ok(millis);
+    let millis = match text.strip_suffix('m') {
+        Some(millis) => Decimal::parse(millis).and_then(|number| number.times(1)),
+        None => Decimal::parse(text).and_then(|number| number.times(1_000)),
+    };
+    match millis.and_then(|millis| u64::try_from(millis).ok()) {
+        Some(millis) if (1..=MOST_CPU_MILLIS).contains(&millis) => Ok(millis),
+        _ => Err(format!("{text:?} is no number of CPUs; write 0.5 or 2, by thousandths")),
     }
-    let cpus = text.parse::<f64>().map_err(|_| format!("{text:?} is no number of CPUs; write 0.5 or 2"))?;
-    millis_of(cpus)
-}
-
-/// The same, from a number.
-pub(super) fn millis_of(cpus: f64) -> Result<u64, String> {
-    if (0.001..=1_000_000.0).contains(&cpus) {
-        return Ok((cpus * 1_000.0).round() as u64);
-    }
-    Err(format!("{cpus} CPUs cannot be; at least 0.001 is needed"))
 }
 
 /// How long ago, in one or two units: `5s`, `3m12s`, `4h`, `12d`.
@@ -133,7 +158,9 @@ mod tests {
         assert_eq!(bytes("10MB"), Ok(10_000_000));
         assert_eq!(bytes("4096"), Ok(4096));
         assert_eq!(bytes("18446744073709551615"), Ok(u64::MAX));
-        for wrong in ["", "MiB", "-1", "64 bananas", "18446744073709551616", "99999999TiB", "1.2.3M"] {
+        for wrong in
+            ["", "MiB", "-1", "64 bananas", "18446744073709551616", "99999999TiB", "1.2.3M", "0.3KiB"]
+        {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }
@@ -143,7 +170,7 @@ mod tests {
         assert_eq!(cpu_millis("0.5"), Ok(500));
         assert_eq!(cpu_millis("2"), Ok(2_000));
         assert_eq!(cpu_millis("250m"), Ok(250));
-        for wrong in ["", "0", "-1", "NaN", "inf", "x", "0.0001"] {
+        for wrong in ["", "0", "-1", "NaN", "inf", "x", "0.0001", "0.0005m", "99999999999"] {
             assert!(cpu_millis(wrong).is_err(), "{wrong}");
         }
     }

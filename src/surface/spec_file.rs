@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 
 use super::quantity;
 use crate::error::{Error, ErrorKind};
 use crate::spec::{
-    Isolation, Limits, Mount, Network, ProcessSpec, Requests, Rlimit, RootFs, SandboxSpec, Stdio, StopPolicy,
-    User, Users, bounds,
+    Isolation, Limits, Mount, Network, ProcessSpec, Requests, Resource, Rlimit, RootFs, SandboxSpec, Stdio,
+    StopPolicy, User, Users, bounds,
 };
 use crate::wire::resource_named;
 
@@ -59,7 +59,7 @@ pub fn read(path: &Path) -> Result<SandboxSpec, Error> {
     parse(&text, format).map_err(|found| refuse(format!("{name}:{found}")))
 }
 
-/// The spec that a text says. The error begins with line and column.
+/// The spec that a text says. The error begins with line, column and field, as far as it has them.
 ///
 /// ```
 /// use sandkeeper::spec::RootFs;
@@ -73,28 +73,50 @@ pub fn read(path: &Path) -> Result<SandboxSpec, Error> {
 /// What is wrong with it, and where.
 pub fn parse(text: &str, format: Format) -> Result<SandboxSpec, String> {
     let file: File = match format {
-        Format::Json => {
-            let mut json = serde_json::Deserializer::from_str(text);
-            let file = File::deserialize(&mut json).and_then(|file| json.end().map(|()| file));
-            file.map_err(|error| {
-                let whole = error.to_string();
-                let found = whole.rsplit_once(" at line ").map_or(whole.as_str(), |(found, _)| found);
-                format!("{}:{}: {found}", error.line(), error.column())
-            })?
-        }
+        Format::Json => from_json(text)?,
         Format::Toml => from_toml(text)?,
     };
-    file.into_spec().map_err(|found| format!("1:1: {found}"))
+    file.into_spec().map_err(|found| format!(" {found}"))
 }
 
-/// What a TOML text says. The error begins with line and column.
-pub(super) fn from_toml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    toml::from_str(text).map_err(|error| {
+/// What a JSON text says.
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let found = |error: &serde_json::Error| {
+        let whole = error.to_string();
+        whole.rsplit_once(" at line ").map_or(whole.clone(), |(found, _)| found.to_owned())
+    };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let said = serde_path_to_error::deserialize(&mut json).map_err(|refused| {
+        let error = refused.inner();
+        format!("{}:{}: {}", error.line(), error.column(), of_field(refused.path(), &found(error)))
+    })?;
+    json.end().map_err(|error| format!("{}:{}: {}", error.line(), error.column(), found(&error)))?;
+    Ok(said)
+}
+
+/// What a TOML text says. The error begins with line, column and field.
+pub(super) fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let at = |error: &toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        format!("{line}:{column}: {}", error.message().replace('\n', ", "))
+        format!("{}:{column}: ", before.matches('\n').count() + 1)
+    };
+    let found = |error: &toml::de::Error| error.message().replace('\n', ", ");
+    let toml = toml::Deserializer::parse(text).map_err(|error| at(&error) + &found(&error))?;
+    serde_path_to_error::deserialize(toml).map_err(|refused| {
+        let error = refused.inner();
+        at(error) + &of_field(refused.path(), &found(error))
     })
+}
+
+/// `limits.memory: ` and what was found there. Of a field that is unknown the message has the name already.
+fn of_field(path: &serde_path_to_error::Path, found: &str) -> String {
+    let path = path.to_string();
+    let within = match found.starts_with("unknown field") {
+        true => path.rsplit_once('.').map_or("", |(above, _)| above),
+        false => path.trim_matches('.'),
+    };
+    if within.is_empty() { found.to_owned() } else { format!("{within}: {found}") }
 }
 
 /// A size in bytes: a number, or text with a unit.
@@ -143,8 +165,8 @@ quantity!(Span,
     Quantity::Text(text) => quantity::duration(&text),
 );
 quantity!(Cpus,
-    Quantity::Whole(cpus) => quantity::millis_of(cpus as f64),
-    Quantity::Fraction(cpus) => quantity::millis_of(cpus),
+    Quantity::Whole(cpus) => quantity::cpu_millis(&cpus.to_string()),
+    Quantity::Fraction(cpus) => quantity::cpu_millis(&cpus.to_string()),
     Quantity::Text(text) => quantity::cpu_millis(&text),
 );
 quantity!(Bound,
@@ -152,6 +174,28 @@ quantity!(Bound,
     Quantity::Fraction(number) => Err(format!("{number} is no whole number")),
     Quantity::Text(text) => if text == "unlimited" { Ok(u64::MAX) } else { quantity::bytes(&text) },
 );
+
+/// A network, by `none`, `new` or its path.
+struct NetworkText(Network);
+
+impl<'de> Deserialize<'de> for NetworkText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        network(&text).map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// A resource that has a limit.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct RlimitName(Resource);
+
+impl<'de> Deserialize<'de> for RlimitName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = || D::Error::custom(format!("there is no rlimit {name:?}"));
+        resource_named(&name).map(Self).ok_or_else(found)
+    }
+}
 
 /// An environment: a table, or a list of `NAME=value`.
 #[derive(Deserialize)]
@@ -221,13 +265,13 @@ struct File {
     cwd: Option<PathBuf>,
     user: Option<UserTable>,
     #[serde(default)]
-    rlimits: BTreeMap<String, RlimitTable>,
+    rlimits: BTreeMap<RlimitName, RlimitTable>,
     stdio: Option<StdioTable>,
     root: Option<Root>,
     #[serde(default)]
     mounts: Vec<MountTable>,
     hostname: Option<String>,
-    network: Option<String>,
+    network: Option<NetworkText>,
     #[serde(default)]
     limits: LimitsTable,
     #[serde(default)]
@@ -306,10 +350,7 @@ impl File {
     fn into_spec(mut self) -> Result<SandboxSpec, String> {
         let isolation = std::mem::take(&mut self.isolation).into_isolation();
         let process = self.process(&isolation)?;
-        let network = match self.network.as_deref() {
-            None => Network::New,
-            Some(text) => network(text)?,
-        };
+        let network = self.network.map_or(Network::New, |NetworkText(network)| network);
         Ok(SandboxSpec {
             runtime: self.runtime.unwrap_or_default(),
             process,
@@ -359,11 +400,12 @@ impl File {
                 None => Ok(None),
             };
         }
-        let rlimits =
-            std::mem::take(&mut self.rlimits).into_iter().map(|(name, RlimitTable { soft, hard })| {
-                let resource = resource_named(&name).ok_or_else(|| format!("there is no rlimit {name:?}"))?;
-                Ok(Rlimit { resource, soft: soft.0, hard: hard.unwrap_or(soft).0 })
-            });
+        let rlimits = std::mem::take(&mut self.rlimits).into_iter();
+        let rlimits = rlimits.map(|(RlimitName(resource), RlimitTable { soft, hard })| Rlimit {
+            resource,
+            soft: soft.0,
+            hard: hard.unwrap_or(soft).0,
+        });
         let stdio = self.stdio.take().unwrap_or_default();
         let log_bytes = match stdio.log {
             Some(Log::Whether(false)) => None,
@@ -386,7 +428,7 @@ impl File {
                 gid: gid.unwrap_or(uid),
                 groups,
             }),
-            rlimits: rlimits.collect::<Result<_, String>>()?,
+            rlimits: rlimits.collect(),
             stdio: Stdio { stdin: stdio.stdin, stdout: stdio.stdout, stderr: stdio.stderr, log_bytes },
         }))
     }

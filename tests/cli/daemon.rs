@@ -70,8 +70,13 @@ impl Said {
 
 /// The program with these arguments, in an environment without settings of ours.
 pub(crate) fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).stdin(Stdio::null());
+    let mut command = clean(Command::new(PROGRAM));
+    command.args(arguments);
+    command
+}
+
+fn clean(mut command: Command) -> Command {
+    command.stdin(Stdio::null());
     for name in ["SANDKEEPER_SOCKET", "SANDKEEPER_NAMESPACE", "SANDKEEPER_LOG", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
@@ -98,7 +103,36 @@ impl Daemon {
     }
 
     pub(crate) fn begin_at(directory: tempfile::TempDir, state_dir: PathBuf, options: &[&str]) -> Self {
-        let (child, log) = spawn(&state_dir, options);
+        let command = program(&[]);
+        Self::begin_by(command, directory, state_dir, options)
+    }
+
+    /// A daemon with a limit on its descriptors.
+    pub(crate) fn begin_limited(descriptors: u32) -> Self {
+        let directory = directory();
+        let state_dir = directory.path().join("state");
+        let mut command = clean(Command::new("bash"));
+        command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), PROGRAM]);
+        Self::begin_by(command, directory, state_dir, &[])
+    }
+
+    /// A daemon whose log nobody reads once it is up.
+    pub(crate) fn begin_unheard() -> Self {
+        let directory = directory();
+        let state_dir = directory.path().join("state");
+        let (child, log) = spawn(program(&[]), &state_dir, &[], Some("the daemon is up"));
+        let mut daemon = Self { directory, state_dir, child, log };
+        daemon.wait_for_it();
+        daemon
+    }
+
+    fn begin_by(
+        command: Command,
+        directory: tempfile::TempDir,
+        state_dir: PathBuf,
+        options: &[&str],
+    ) -> Self {
+        let (child, log) = spawn(command, &state_dir, options, None);
         let mut daemon = Self { directory, state_dir, child, log };
         daemon.wait_for_it();
         daemon
@@ -115,10 +149,15 @@ impl Daemon {
     }
 
     /// The next daemon on the same directory, once this one has ended.
+    #[allow(dead_code)] // Not every test that has a daemon kills it.
     pub(crate) fn begin_again(&mut self, options: &[&str]) {
-        let (child, log) = spawn(&self.state_dir, options);
-        (self.child, self.log) = (child, log);
+        self.begin_again_unwaited(options);
         self.wait_for_it();
+    }
+
+    /// The next daemon on the same directory, which may not answer yet.
+    pub(crate) fn begin_again_unwaited(&mut self, options: &[&str]) {
+        (self.child, self.log) = spawn(program(&[]), &self.state_dir, options, None);
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -169,15 +208,25 @@ pub(crate) fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("sandkeeper-cli-").tempdir_in("/run").unwrap()
 }
 
-fn spawn(state_dir: &Path, options: &[&str]) -> (Child, Arc<Mutex<String>>) {
-    let mut command = program(&["serve", "--zygotes", "1", "--ready-networks", "2", "--state-dir"]);
+/// Begins a daemon, whose log is read to its end or to a line that says this.
+fn spawn(
+    mut command: Command,
+    state_dir: &Path,
+    options: &[&str],
+    until: Option<&'static str>,
+) -> (Child, Arc<Mutex<String>>) {
+    command.args(["serve", "--zygotes", "1", "--ready-networks", "2", "--state-dir"]);
     command.arg(state_dir).args(options).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it runs");
     let log = Arc::new(Mutex::new(String::new()));
     let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
     std::thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
+            let last = until.is_some_and(|until| line.contains(until));
             written.lock().unwrap().push_str(&(line + "\n"));
+            if last {
+                return;
+            }
         }
     });
     (child, log)
@@ -185,9 +234,12 @@ fn spawn(state_dir: &Path, options: &[&str]) -> (Child, Arc<Mutex<String>>) {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.child.try_wait().ok().flatten().is_some() && self.state_dir.join("linux.root").exists() {
+        if self.child.try_wait().ok().flatten().is_some() {
+            if !self.state_dir.join("linux.root").exists() {
+                return;
+            }
             // It left its sandboxes to the next one.
-            (self.child, self.log) = spawn(&self.state_dir, &[]);
+            (self.child, self.log) = spawn(program(&[]), &self.state_dir, &[], None);
             let log = Arc::clone(&self.log);
             until("a daemon is up to clear up", || {
                 log.lock().unwrap().contains("the daemon is up").then_some(())

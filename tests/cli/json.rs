@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, Said};
+use crate::daemon::{Daemon, Said, program};
 
 /// The names of an object's fields, in the order of the text.
 #[track_caller]
@@ -33,7 +33,6 @@ const STATUS: &[&str] = &[
     "marks",
     "isolation",
     "stale",
-    "extra",
 ];
 
 #[test]
@@ -85,15 +84,44 @@ fn programs_and_logs_have_json_too() {
     assert_eq!((&wait["exit_status"], &wait["exit_reason"]), (&json!(137), &json!("signalled")));
 }
 
+/// Of an error there is one object on stderr, and nothing else.
+#[track_caller]
+fn error(said: &Said) -> Value {
+    let object: Value = serde_json::from_str(&said.err).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let Value::Object(error) = &object["error"] else { panic!("{said:?}") };
+    assert_eq!(error.keys().collect::<Vec<_>>(), ["kind", "message", "retry_after_ms"]);
+    assert_eq!(object.as_object().unwrap().len(), 1);
+    object["error"].clone()
+}
+
 #[test]
-fn errors_are_told_in_json_and_in_words() {
+fn errors_are_told_in_json_too() {
     let daemon = Daemon::begin();
-    let said = daemon.run(&["ping", "nobody", "--json"]);
-    let json = said.json();
-    assert_eq!((&json["ok"], &json["error"]["kind"]), (&json!(false), &json!("NotFound")));
-    assert_eq!(json["error"]["exit_code"], 3);
-    said.fails(3, "no sandbox has this name");
-    let said = daemon.run(&["status", "nobody", "--json"]);
-    assert_eq!(said.json()["error"]["kind"], "NotFound");
-    said.fails(3, "no sandbox has this name");
+    for verb in ["start", "ping", "probe", "status", "stop", "pause", "resume", "wait", "logs"] {
+        let said = daemon.run(&[verb, "nobody", "--json"]);
+        let error = error(&said);
+        assert_eq!((said.code, &error["kind"]), (3, &json!("NotFound")), "{verb}");
+        assert_eq!(error["retry_after_ms"], Value::Null, "{verb}");
+        assert!(error["message"].as_str().unwrap().contains("no sandbox has this name"), "{verb}: {error}");
+    }
+    let several = daemon.run(&["ping", "nobody", "--json"]);
+    assert_eq!(several.json()["ok"], false, "what takes several says so for each");
+    assert_eq!(several.json()["error"], error(&several));
+    for wrong in [
+        &["exec", "nobody", "--json", "--", "/bin/true"][..],
+        &["run", "x", "--json", "--memory", "64 bananas"],
+        &["run", "x", "--json", "--env", "A=1"],
+        &["run", "x", "--json", "--spec", "/nonexistent.toml"],
+        &["watch", "--json", "--from", "yesterday"],
+        &["ping", "../x", "--json"],
+        &["list", "--json", "--timeout", "0"],
+        &["frobnicate", "--json"],
+    ] {
+        let said = daemon.run(wrong);
+        let kind = if wrong[0] == "exec" { "NotFound" } else { "InvalidArgument" };
+        assert_eq!(error(&said)["kind"], kind, "{wrong:?}");
+        assert_eq!(said.code, if wrong[0] == "exec" { 3 } else { 2 }, "{wrong:?}");
+    }
+    let nobody = Said::from(program(&["--socket", "/nonexistent/s", "list", "--json"]).output().unwrap());
+    assert_eq!((nobody.code, &error(&nobody)["kind"]), (5, &json!("Unavailable")));
 }

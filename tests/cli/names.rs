@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::daemon::{Daemon, Said, directory, program};
 
-/// Every verb that takes an ID, with what else it needs.
+/// Every verb that takes an ID, and what it needs behind it.
 const VERBS: &[&[&str]] = &[
     &["create"],
     &["start"],
@@ -18,6 +18,7 @@ const VERBS: &[&[&str]] = &[
     &["status"],
     &["wait"],
     &["logs"],
+    &["exec", "--", "/bin/true"],
 ];
 
 /// C16: names that would be paths, or are no names at all, reach nothing; the longest and shortest are fine.
@@ -50,18 +51,21 @@ fn hostile_names_are_refused_by_every_verb_and_touch_nothing() {
         "a\u{202e}b",
         "a..b",
     ];
-    for verb in VERBS {
-        for name in hostile {
-            let mut arguments = verb.to_vec();
-            arguments.extend(["--", name]);
-            // What follows `--` is a program's for these.
-            if ["run", "create"].contains(&verb[0]) {
-                arguments = vec![verb[0], name];
-            }
-            let said = daemon.run(&arguments);
-            assert_eq!(said.code, 2, "{verb:?} {name:?}: {said:?}");
-            assert!(said.err.len() < 12_000, "{verb:?} {name:?}");
+    for (verb, name) in VERBS.iter().flat_map(|verb| hostile.map(|name| (verb, name))) {
+        // With the dash, what follows `--` is a name too, but for verbs that take a program there.
+        let dashed =
+            if name == "-dash" && !["run", "create", "exec"].contains(&verb[0]) { &["--"][..] } else { &[] };
+        let arguments = [&verb[..1], dashed, &[name], &verb[1..]].concat();
+        let said = daemon.run(&arguments);
+        let lines = said.err.lines().filter(|line| !line.is_empty()).count();
+        assert_eq!((said.code, said.out.as_str()), (2, ""), "{arguments:?}: {said:?}");
+        if arguments.contains(&"-dash") && dashed.is_empty() {
+            assert!(said.err.contains("unexpected argument"), "{said:?}");
+            continue;
         }
+        assert!(said.err.contains("the sandbox ID ") && said.err.contains(" is invalid: "), "{said:?}");
+        assert!(lines == 1 && said.err.len() < 500, "{arguments:?}: {said:?}");
+        assert!(!said.err.contains('\u{202e}'), "{arguments:?}: {said:?}");
     }
     for namespace in ["..", "", "a/b", &too_long] {
         daemon.run(&["-n", namespace, "list"]).fails(2, "namespace");

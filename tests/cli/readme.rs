@@ -31,7 +31,7 @@ fn the_tour_says_what_the_readme_shows() {
             if command.contains("serve") {
                 continue;
             }
-            let shell = format!("sandkeeper() {{ \"$PROGRAM\" \"$@\"; }}\n{command} 2>&1");
+            let shell = format!("exec 2>&1\nsandkeeper() {{ \"$PROGRAM\" \"$@\"; }}\n{command}");
             let output = std::process::Command::new("bash")
                 .args(["-c", &shell])
                 .env("PROGRAM", crate::daemon::PROGRAM)

@@ -100,17 +100,36 @@ fn a_reader_that_leaves_and_ctrl_c_end_a_verb_quietly() {
     assert_eq!(daemon.run(&["ping", "a"]).ok(), "a is running\n");
 }
 
-/// C24, the refusal: with few descriptors there is a bound that leaves room for the daemon itself.
+/// C24: with few descriptors there is a bound that leaves room for the daemon itself, which goes on answering past it.
 #[test]
 fn the_capacity_follows_from_the_descriptors_and_past_it_starts_are_refused() {
-    let daemon = Daemon::begin_with(&["--max-sandboxes", "3"]);
-    assert_eq!(daemon.run(&["version", "--json"]).json()["daemon"]["capacity"], 3);
-    for id in ["a", "b", "c"] {
+    let daemon = Daemon::begin_limited(256);
+    let capacity = daemon.run(&["version", "--json"]).json()["daemon"]["capacity"].as_u64().unwrap();
+    assert_eq!(capacity, 128, "half of them, where there are few");
+    for number in 0..capacity {
+        daemon.run(&["run", &format!("s{number}"), "--network", "none"]).ok();
+    }
+    daemon.run(&["run", "one-more"]).fails(5, "128 sandboxes are known already");
+    assert_eq!(daemon.run(&["ping", "--all"]).ok().lines().count() as u64, capacity);
+    assert_eq!(daemon.run(&["status", "s1", "--json"]).json()["phase"], "running");
+    let some: Vec<String> = (0..10).map(|number| format!("s{number}")).collect();
+    let mut shutdown = vec!["shutdown"];
+    shutdown.extend(some.iter().map(String::as_str));
+    daemon.run(&shutdown).ok();
+    daemon.run(&["run", "one-more"]).ok();
+    assert!(!daemon.log().contains(" ERROR "), "{}", daemon.log());
+}
+
+/// And one that is asked for holds as well.
+#[test]
+fn no_more_sandboxes_than_were_allowed_are_there() {
+    let daemon = Daemon::begin_with(&["--max-sandboxes", "2"]);
+    for id in ["a", "b"] {
         daemon.run(&["run", id]).ok();
     }
-    daemon.run(&["run", "d"]).fails(5, "3");
+    daemon.run(&["run", "c"]).fails(5, "2 sandboxes are known already");
     daemon.run(&["shutdown", "a"]).ok();
-    daemon.run(&["run", "d"]).ok();
+    daemon.run(&["run", "c"]).ok();
 }
 
 #[test]

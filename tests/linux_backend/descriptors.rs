@@ -67,9 +67,12 @@ fn without_descriptors_no_exit_is_lost_and_nothing_is_half_made() {
             for victim in &victims {
                 pids.push(bed.run(victim).await.pid);
             }
-            let with_status =
-                bed.instance("seven", shell("trap 'exit 7' TERM; while :; do sleep 0.01; done"));
+            let ready = bed.file("ready");
+            let mut spec = shell("trap 'exit 7' TERM; sleep 1000 & echo ready; wait");
+            spec.process.as_mut().unwrap().stdio.stdout = Some(ready.clone());
+            let with_status = bed.instance("seven", spec);
             pids.push(bed.run(&with_status).await.pid);
+            eventually("it traps the signal", Duration::from_secs(10), || beats(&ready) > 0);
             let others: Vec<Arc<Instance>> =
                 (0..10).map(|i| bed.instance(&format!("other-{i}"), sleeper())).collect();
             for other in &others {

@@ -23,9 +23,7 @@ use super::zygote::ZygoteId;
 use super::{Inner, freeze, group, kernel_error, start, sys};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
-use crate::model::Exit;
-use crate::model::ExitReason;
-use crate::model::Life;
+use crate::model::{Exit, ExitReason, Life};
 use crate::runtime::{Instance, Reality, Survivor};
 
 /// The pause between two looks at what is changing.
@@ -349,39 +347,44 @@ impl Inner {
         }
     }
 
-    /// Every group of ours whose key is not known. Blocks.
-    pub(super) fn list_survivors(
-        &self,
+    /// Every group of ours whose key is not known.
+    pub(super) async fn list_survivors(
+        self: &Arc<Self>,
         known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
         let failed = |error| kernel_error("list what is left", "the cgroups", error);
         if self.past.is_none() {
             return Ok(Vec::new());
         }
-        let mut survivors = Vec::new();
-        for (_, name) in self.tree.groups().map_err(failed)? {
-            // Whoever makes such a name is not one of ours.
-            let Some(key) = SandboxKey::from_file_name(&name) else { continue };
-            if known(&key) {
-                continue;
-            }
-            let Some(group) = self.tree.open_named(&name).map_err(failed)? else { continue };
-            if !group::is_marked(&group) {
-                continue;
-            }
-            let mark = Mark::of(&group).filter(|mark| mark.key == key);
-            let life = mark.map_or(Life(0), |mark| mark.life);
-            if self.lives.get(life).is_some() {
-                continue;
-            }
-            let unreadable = if mark.is_none() { ", whose mark cannot be read" } else { "" };
-            let keepsake = mark::keepsake(&group);
-            let processes = group::describe_processes(&group).join(", ");
-            let path = self.tree.path.join(&name);
-            let description = format!("cgroup {}{unreadable}: [{processes}]", path.display());
-            survivors.push(Survivor { key, life, keepsake, description });
+        let tree = Arc::clone(&self.tree);
+        let groups = self.workers.run(move || tree.groups()).await?.map_err(failed)?;
+        // Whoever makes a name that is no key's is not one of ours.
+        let keys = groups.iter().filter_map(|(_, name)| SandboxKey::from_file_name(name));
+        let unknown: Vec<SandboxKey> = keys.filter(|key| !known(key)).collect();
+        let inner = Arc::clone(self);
+        let describe = move || {
+            let survivors = unknown.iter().filter_map(|key| inner.describe_survivor(key).transpose());
+            survivors.collect::<std::io::Result<Vec<_>>>()
+        };
+        self.workers.run(describe).await?.map_err(failed)
+    }
+
+    fn describe_survivor(&self, key: &SandboxKey) -> std::io::Result<Option<Survivor>> {
+        let name = key.file_name(255);
+        let Some(group) = self.tree.open_named(&name)?.filter(|group| group::is_marked(group)) else {
+            return Ok(None);
+        };
+        let mark = Mark::of(&group).filter(|mark| mark.key == *key);
+        let life = mark.map_or(Life(0), |mark| mark.life);
+        if self.lives.get(life).is_some() {
+            return Ok(None);
         }
-        Ok(survivors)
+        let unreadable = if mark.is_none() { ", whose mark cannot be read" } else { "" };
+        let keepsake = mark::keepsake(&group);
+        let processes = group::describe_processes(&group).join(", ");
+        let path = self.tree.path.join(&name);
+        let description = format!("cgroup {}{unreadable}: [{processes}]", path.display());
+        Ok(Some(Survivor { key: *key, life, keepsake, description }))
     }
 
     /// Ends and removes a survivor, and nothing that has come after it.

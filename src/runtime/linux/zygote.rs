@@ -35,7 +35,7 @@ use super::failure;
 use super::greet::Greeting;
 use super::launch::{Launching, init_file};
 use super::plan::Plan;
-use super::protocol::{Child, Kind, Reader, Report, Step, VERSION, bytes_of};
+use super::protocol::{Child, Kind, Reader, Report, Step, bytes_of};
 use super::state_dir::Sockets;
 use crate::error::{Error, ErrorKind};
 
@@ -104,7 +104,7 @@ impl Zygotes {
     /// Starts zygotes that end with this program.
     #[cfg(test)]
     pub(super) fn launch(count: usize, groups: Groups) -> Result<Arc<Self>, Error> {
-        Ok(Self::take_over(count, groups, None, Vec::new(), VERSION)?.0)
+        Ok(Self::take_over(count, groups, None, Vec::new(), super::protocol::VERSION)?.0)
     }
 
     /// Takes over those that an earlier host has left, starts what is missing of `count`, and waits until they are ready, some ten
@@ -125,23 +125,21 @@ impl Zygotes {
         version: u32,
     ) -> Result<(Arc<Self>, Vec<Found>), Error> {
         let init = init_file()?;
-        let ours = left.iter().filter(|greeting| greeting.version == version).count();
+        let serves = |greeting: &Greeting| greeting.version == version && !greeting.retired;
+        let ours = left.iter().filter(|greeting| serves(greeting)).count();
         let launching: Vec<_> = (ours..count.max(1))
             .map(|_| Launching::start(&init, &groups, sockets.as_ref()))
             .collect::<Result<_, _>>()?;
         let (mut slots, mut old, mut children) = (Vec::new(), Vec::new(), Vec::new());
         let mut ids = (0..).map(ZygoteId);
         for (greeting, id) in left.into_iter().zip(&mut ids) {
+            let (serves, version) = (serves(&greeting), greeting.version);
             let process = Process::new(id, greeting.connection)?;
             children.extend(greeting.children.into_iter().map(|child| (id, child)));
-            if greeting.version == version {
+            if serves {
                 slots.push(RwLock::new(process));
             } else if process.retire().is_ok() {
-                tracing::info!(
-                    zygote_pid = process.pid,
-                    version = greeting.version,
-                    "zygote of another version"
-                );
+                tracing::info!(zygote_pid = process.pid, version, "zygote of another version");
                 old.push(process);
             }
         }

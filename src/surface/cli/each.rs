@@ -85,7 +85,7 @@ async fn each<T: Serialize, F: Future<Output = Result<Said<T>, Error>>>(
                 if session.json {
                     print_json(&Outcome::<T>::of(&namespace, &id, Err(&error)))?;
                 }
-                super::say(&error.to_string());
+                super::complain(&error, session.json);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A program inside a sandbox, as if it ran here.
 
 use std::io::{self, Read as _};
+use std::time::Duration;
 
 use futures_util::stream;
 use serde::Serialize;
@@ -39,7 +40,8 @@ pub(super) async fn exec(session: &Session, what: Exec) -> Result<(), Failure> {
     let process = program(what.argv, &what.env, what.user, what.cwd.as_deref());
     let input = what.interactive.then(standard_input).transpose()?;
     let mut client = session.client.clone();
-    let mut output = client.exec(&key, &process, what.detach, input).await?;
+    let mut output =
+        session.answer(Some(Duration::ZERO), client.exec(&key, &process, what.detach, input)).await?;
     let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
     while let Some(said) = output.next().await? {
         match said.message {

@@ -55,16 +55,18 @@ impl Failure {
         }
     }
 
-    /// What there is to say about it; nothing if all was said or nobody listens.
-    pub(super) fn text(&self) -> Option<String> {
+    /// What is wrong, if it is an error and not yet said.
+    pub(super) fn error(&self) -> Option<Error> {
         match self {
-            Failure::Error(error) | Failure::Coded(error, _) => {
-                let hint = error.retry_hint().map(|pause| format!(" (try again in {pause:?})"));
-                Some(format!("{error}{}", hint.unwrap_or_default()))
+            Failure::Error(error) | Failure::Coded(error, _) => Some(error.clone()),
+            Failure::Usage(text) => {
+                let error = Error::new(ErrorKind::InvalidArgument, "", text.clone());
+                Some(error.remedy("see --help"))
             }
-            Failure::Usage(text) => Some(format!("{text}; see --help")),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
-            Failure::Output(error) => Some(format!("cannot write the answer: {error}")),
+            Failure::Output(error) => {
+                Some(Error::new(ErrorKind::Internal, "write the answer", error.to_string()))
+            }
             Failure::Said(_) => None,
         }
     }
@@ -93,7 +95,8 @@ mod tests {
     #[test]
     fn a_reader_that_has_had_enough_is_no_failure() {
         let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert_eq!((failure.code(), failure.text()), (0, None));
+        assert_eq!(failure.code(), 0);
+        assert!(failure.error().is_none());
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::StorageFull)).code(), 1);
     }
 }

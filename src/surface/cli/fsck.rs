@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::arguments::{Common, Fsck};
+use super::escape::escaped;
 use super::failure::{Failure, code};
-use super::json::{Daemon, Orphan};
+use super::json::{Daemon, Name, Orphan};
 use super::one::moment;
 use super::session::{Session, print, print_json};
 use crate::wire::generated::{EndOrphansResponse, OrphansResponse, VersionResponse};
@@ -37,7 +38,7 @@ pub(super) async fn version(common: Common) -> Result<(), Failure> {
         Ok(daemon) if !json => Ok(tell(&daemon)?),
         Ok(_) => Ok(()),
         Err(error) => {
-            super::say(&error.to_string());
+            super::complain(&error, json);
             Err(Failure::Said(code(error.kind())))
         }
     }
@@ -61,6 +62,8 @@ struct Findings<'a> {
     daemon: Daemon<'a>,
     orphans: Vec<Orphan<'a>>,
     total_orphans: u64,
+    damaged_records: u64,
+    waiting_records: Vec<Name<'a>>,
     ended: Option<u64>,
     left: Option<&'a [String]>,
     ok: bool,
@@ -74,13 +77,19 @@ pub(super) async fn fsck(session: &Session, what: &Fsck) -> Result<(), Failure> 
         ended = Some(session.answer(Some(Duration::ZERO), client.end_orphans()).await?);
     }
     let daemon = session.answer(Some(Duration::ZERO), client.version()).await?;
-    let without_record = ended.as_ref().map_or(orphans.total, |ended| ended.total_left);
-    let ok = daemon.journal_trouble.is_empty() && without_record == 0;
+    let ok = match &ended {
+        // What is missing is accepted as lost once all is ended.
+        Some(ended) => ended.total_left == 0,
+        None => orphans.total == 0 && orphans.damaged_records == 0,
+    };
+    let ok = ok && daemon.journal_trouble.is_empty() && orphans.waiting_records.is_empty();
     if session.json {
         print_json(&Findings {
             daemon: Daemon::from(&daemon),
             orphans: orphans.orphans.iter().map(Orphan::from).collect(),
             total_orphans: orphans.total,
+            damaged_records: orphans.damaged_records,
+            waiting_records: orphans.waiting_records.iter().map(Name::from).collect(),
             ended: ended.as_ref().map(|ended| ended.ended),
             left: ended.as_ref().map(|ended| ended.left.as_slice()),
             ok,
@@ -97,23 +106,28 @@ fn report(
     ended: Option<&EndOrphansResponse>,
 ) -> std::io::Result<()> {
     let records = if daemon.journal_trouble.is_empty() { "can be written" } else { &daemon.journal_trouble };
-    print(&format!("state directory   {}", daemon.state_dir))?;
-    print(&format!("records           {records}"))?;
+    print(&format!("state directory   {}", escaped(&daemon.state_dir)))?;
+    print(&format!("records           {}", escaped(records)))?;
+    print(&format!("damaged records   {}", orphans.damaged_records))?;
+    print(&format!("waiting records   {}", orphans.waiting_records.len()))?;
+    for name in &orphans.waiting_records {
+        print(&format!("  {}/{}: this daemon does not have its runtime", name.namespace, name.id))?;
+    }
     print(&format!("still looked for  {}", daemon.recovering))?;
     print(&format!("without a record  {}", orphans.total))?;
     for orphan in &orphans.orphans {
-        let name = orphan.sandbox.clone().unwrap_or_default();
-        print(&format!("  {}/{}, life {}: {}", name.namespace, name.id, orphan.life, orphan.description))?;
+        let (name, found) = (orphan.sandbox.clone().unwrap_or_default(), escaped(&orphan.description));
+        print(&format!("  {}/{}, life {}: {found}", name.namespace, name.id, orphan.life))?;
     }
     if let Some(ended) = ended {
         print(&format!("ended             {}", ended.ended))?;
         print(&format!("left              {}", ended.total_left))?;
-        return ended.left.iter().try_for_each(|left| print(&format!("  {left}")));
+        return ended.left.iter().try_for_each(|left| print(&format!("  {}", escaped(left))));
     }
     if orphans.total > 0 {
-        print(
-            "They run, and nobody has written down why. `sandkeeper fsck --end-orphans` ends and removes them.",
-        )?;
+        print("They run, and no record says why: `sandkeeper fsck --end-orphans` ends and removes them.")?;
+    } else if orphans.damaged_records > 0 {
+        print("What was in damaged records is lost: `sandkeeper fsck --end-orphans` accepts that.")?;
     }
     Ok(())
 }

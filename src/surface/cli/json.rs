@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use prost_types::{Any, Timestamp};
+use prost_types::Timestamp;
 use serde::Serialize;
 
-use super::failure::code;
 use crate::error::Error;
 use crate::id::SandboxKey;
 use crate::surface::rfc3339;
@@ -39,13 +38,12 @@ pub(super) struct Status<'a> {
     exit_status: Option<u32>,
     exit_reason: Option<&'a str>,
     labels: &'a BTreeMap<String, String>,
-    runtime: &'a str,
+    runtime: Option<&'a str>,
     address: Option<&'a str>,
     version: Option<u64>,
     marks: &'a [String],
     isolation: &'a [String],
     stale: bool,
-    extra: Option<Extra<'a>>,
 }
 
 impl<'a> From<&'a wire::SandboxStatus> for Status<'a> {
@@ -64,28 +62,13 @@ impl<'a> From<&'a wire::SandboxStatus> for Status<'a> {
             exit_status: exit.map(|exit| exit.status),
             exit_reason: exit.map(|exit| exit.reason.as_str()),
             labels: &status.labels,
-            runtime: &status.runtime,
+            runtime: text(&status.runtime),
             address: text(&status.address),
             version: number(status.version.into()),
             marks: &status.marks,
             isolation: &status.isolation,
             stale: status.stale,
-            extra: status.extra.as_ref().map(Into::into),
         }
-    }
-}
-
-/// What a runtime adds: its type, and its bytes in hexadecimal.
-#[derive(Debug, Serialize)]
-pub(super) struct Extra<'a> {
-    type_url: &'a str,
-    value_hex: String,
-}
-
-impl<'a> From<&'a Any> for Extra<'a> {
-    fn from(any: &'a Any) -> Self {
-        let value_hex = any.value.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { type_url: &any.type_url, value_hex }
     }
 }
 
@@ -187,7 +170,18 @@ pub(super) struct Refusal {
     kind: &'static str,
     message: String,
     retry_after_ms: Option<u64>,
-    exit_code: u8,
+}
+
+/// An error that stands for itself: what is on stderr, an object a line.
+#[derive(Debug, Serialize)]
+pub(super) struct Refused {
+    error: Refusal,
+}
+
+impl Refused {
+    pub(super) fn of(error: &Error) -> Self {
+        Self { error: Refusal::of(error) }
+    }
 }
 
 impl Refusal {
@@ -197,7 +191,6 @@ impl Refusal {
             kind: error.kind().name(),
             message: error.to_string(),
             retry_after_ms: error.retry_hint().map(millis),
-            exit_code: code(error.kind()),
         }
     }
 }
@@ -289,6 +282,19 @@ impl<'a> From<&'a wire::VersionResponse> for Daemon<'a> {
     }
 }
 
+/// The name of a sandbox.
+#[derive(Debug, Serialize)]
+pub(super) struct Name<'a> {
+    namespace: &'a str,
+    id: &'a str,
+}
+
+impl<'a> From<&'a wire::SandboxName> for Name<'a> {
+    fn from(name: &'a wire::SandboxName) -> Self {
+        Self { namespace: &name.namespace, id: &name.id }
+    }
+}
+
 /// Something that exists without a record.
 #[derive(Debug, Serialize)]
 pub(super) struct Orphan<'a> {
@@ -333,7 +339,7 @@ mod tests {
             r#"{"namespace":"default","id":"web","phase":"defined","paused":false,"pid":null,"life":null,"#,
             r#""created_at":"1970-01-01T00:00:01.000000005Z","started_at":null,"exited_at":null,"exit_status":null,"#,
             r#""exit_reason":null,"labels":{},"runtime":"linux","address":null,"version":null,"marks":[],"#,
-            r#""isolation":[],"stale":false,"extra":null}"#
+            r#""isolation":[],"stale":false}"#
         );
         assert_eq!(serde_json::to_string(&Status::from(&status)).unwrap(), expected);
     }
@@ -355,7 +361,7 @@ mod tests {
         let text = serde_json::to_string(&Outcome::<Pong>::of("a", "b", Err(&error))).unwrap();
         let expected = concat!(
             r#"{"namespace":"a","id":"b","ok":false,"error":{"kind":"NotFound","#,
-            r#""message":"cannot ping: nobody has this name","retry_after_ms":null,"exit_code":3}}"#
+            r#""message":"cannot ping: nobody has this name","retry_after_ms":null}}"#
         );
         assert_eq!(text, expected);
     }

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, SystemTime};
 
 use super::arguments::List;
+use super::escape::escaped;
 use super::failure::Failure;
 use super::one::{labels, phase, since};
 use super::session::Session;
@@ -61,7 +62,7 @@ fn rows(all: &[SandboxStatus], with_namespace: bool, now: SystemTime) -> Vec<Row
             phase(status),
             if status.pid == 0 { "-".to_owned() } else { status.pid.to_string() },
             age.map_or_else(|| "-".to_owned(), quantity::age),
-            status.runtime.clone(),
+            if status.runtime.is_empty() { "-".to_owned() } else { escaped(&status.runtime) },
             labels(status),
         ];
         if with_namespace {

@@ -1,6 +1,7 @@
 //! What a sandbox's main process has written.
 
 use std::io;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -22,7 +23,7 @@ struct Line<'a> {
 pub(super) async fn logs(session: &Session, which: &Logs) -> Result<(), Failure> {
     let key = session.key(&which.id)?;
     let mut client = session.client.clone();
-    let mut log = client.logs(&key, which.follow, which.tail).await?;
+    let mut log = session.answer(Some(Duration::ZERO), client.logs(&key, which.follow, which.tail)).await?;
     let (mut stdout, mut stderr) = (Stamped::default(), Stamped::default());
     while let Some(piece) = log.next().await? {
         if session.json {

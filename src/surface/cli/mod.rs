@@ -8,6 +8,7 @@
 
 mod arguments;
 mod each;
+mod escape;
 mod exec;
 mod failure;
 mod fsck;
@@ -19,13 +20,14 @@ mod options;
 mod session;
 mod watch;
 
-use std::io::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::error::{Error, ErrorKind};
 use arguments::{Arguments, Common, Verb};
+use escape::{escaped, escaped_lines};
 use session::Session;
 
 pub(in crate::surface) use arguments::Serve;
@@ -37,7 +39,10 @@ const INTERRUPTED: u8 = 130;
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    let Arguments { common, verb } = Arguments::parse();
+    let Arguments { common, verb } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(refused) => return misunderstood(&refused),
+    };
     let json = common.json;
     let done = match verb {
         Verb::Serve(serve) => crate::surface::daemon::run(*serve, common.socket, json),
@@ -45,25 +50,50 @@ pub fn main() -> ExitCode {
         verb => in_time(common, verb),
     };
     let Err(failure) = done else { return ExitCode::SUCCESS };
-    if json && let Failure::Error(error) | Failure::Coded(error, _) = &failure {
-        // If nobody reads it, it is on stderr all the same.
-        let _ = session::print_json(&session::Refused::of(error));
-    }
-    if let Some(text) = failure.text() {
-        say(&text);
+    if let Some(error) = failure.error() {
+        complain(&error, json);
     }
     ExitCode::from(failure.code())
 }
 
-/// Says something on stderr. There is nobody to tell if that cannot be written.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "sandkeeper: {text}");
+/// Says help, or what is wrong with the command line: in JSON too, where that was asked for.
+fn misunderstood(refused: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if refused.use_stderr() && json {
+        let text = refused.to_string();
+        complain(&Error::new(ErrorKind::InvalidArgument, "", text.trim_end().to_owned()), json);
+    } else if refused.use_stderr() && !io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr().lock(), "{}", escaped_lines(&refused.to_string()));
+    } else {
+        // If nobody reads it, that is no fault of ours.
+        let _ = refused.print();
+    }
+    ExitCode::from(u8::try_from(refused.exit_code()).unwrap_or(1))
 }
 
-fn complete(shell: clap_complete::Shell) -> std::io::Result<()> {
+/// Says on stderr what is wrong.
+fn complain(error: &Error, json: bool) {
+    if !json {
+        return say(&format!("{error}{}", retry(error)));
+    }
+    if let Ok(text) = serde_json::to_string(&json::Refused::of(error)) {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+fn retry(error: &Error) -> String {
+    error.retry_hint().map_or_else(String::new, |pause| format!(" (try again in {pause:?})"))
+}
+
+/// Says something on stderr, in one line. There is nobody to tell if that cannot be written.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "sandkeeper: {}", escaped(text));
+}
+
+fn complete(shell: clap_complete::Shell) -> io::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "sandkeeper", &mut script);
-    std::io::stdout().lock().write_all(&script)
+    io::stdout().lock().write_all(&script)
 }
 
 /// Runs a verb until it is done or interrupted.

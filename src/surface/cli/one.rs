@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use prost_types::Timestamp;
 
 use super::arguments::{Create, Wait};
+use super::escape::escaped;
 use super::failure::Failure;
 use super::json::{self, Nothing, Outcome};
 use super::options::explain;
@@ -118,7 +119,8 @@ pub(super) fn phase(status: &wire::SandboxStatus) -> String {
 
 /// Labels as they are given: `a=b,c=d`.
 pub(super) fn labels(status: &wire::SandboxStatus) -> String {
-    status.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+    let labels: Vec<_> = status.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    escaped(&labels.join(","))
 }
 
 fn described(status: &wire::SandboxStatus, now: SystemTime) -> Vec<(&'static str, String)> {
@@ -126,11 +128,11 @@ fn described(status: &wire::SandboxStatus, now: SystemTime) -> Vec<(&'static str
         let age = since(at, now).map(|age| format!(" ({} ago)", quantity::age(age)));
         format!("{}{}", moment(at), age.unwrap_or_default())
     };
-    let mut lines = vec![
-        ("sandbox", format!("{}/{}", status.namespace, status.id)),
-        ("phase", phase(status)),
-        ("runtime", status.runtime.clone()),
-    ];
+    let mut lines =
+        vec![("sandbox", format!("{}/{}", status.namespace, status.id)), ("phase", phase(status))];
+    if !status.runtime.is_empty() {
+        lines.push(("runtime", escaped(&status.runtime)));
+    }
     if status.pid != 0 {
         lines.push(("pid", status.pid.to_string()));
     }
@@ -150,7 +152,7 @@ fn described(status: &wire::SandboxStatus, now: SystemTime) -> Vec<(&'static str
         lines.push(("isolation", status.isolation.join(", ")));
     }
     if !status.address.is_empty() {
-        lines.push(("address", format!("{} (version {})", status.address, status.version)));
+        lines.push(("address", format!("{} (version {})", escaped(&status.address), status.version)));
     }
     if status.stale {
         lines.push(("stale", "it did not answer; this is what was last known".to_owned()));
@@ -170,7 +172,7 @@ mod tests {
             phase: "stopped".into(),
             marks: vec!["exited".into(), "recovering".into()],
             life: 3,
-            created_at: Some(Timestamp { seconds: 100, nanos: 7 }),
+            created_at: Some(Timestamp { seconds: 100, nanos: 0 }),
             exit: Some(wire::ExitStatus {
                 status: 137,
                 reason: "signalled".into(),

@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn what_is_for_a_program_needs_one() {
         let failure = SpecOptions { user: Some((1, 1)), ..Default::default() }.spec().unwrap_err();
-        assert!(failure.text().unwrap().contains("--user is for a program"));
+        assert!(failure.error().unwrap().to_string().contains("--user is for a program"));
         assert_eq!(failure.code(), 2);
     }
 

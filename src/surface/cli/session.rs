@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::arguments::{Common, DEFAULT_SOCKET};
-use super::json::Refusal;
 use crate::error::{Error, ErrorKind};
 use crate::id::{Namespace, SandboxId, SandboxKey};
 use crate::surface::grpc::Client;
@@ -27,15 +26,20 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) async fn open(common: Common) -> Result<Self, Error> {
-        let namespace = Namespace::new(&common.namespace).map_err(|error| invalid("namespace", &error))?;
+        let name = &common.namespace;
+        let namespace = Namespace::new(name).map_err(|error| invalid("namespace", name, &error))?;
         let path = common.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
-        let client = Client::connect(path).await.map_err(|error| nobody(path, error))?;
-        let client = common.timeout.map_or_else(|| client.clone(), |limit| client.within(limit));
-        Ok(Self { client, namespace, json: common.json, timeout: common.timeout })
+        let timeout = common.timeout;
+        let client = in_time(Some(timeout.unwrap_or(PATIENCE)), Client::connect(path)).await;
+        let mut client = client.map_err(|error| nobody(path, error))?;
+        if let Some(limit) = timeout {
+            client = client.within(limit);
+        }
+        Ok(Self { client, namespace, json: common.json, timeout })
     }
 
     pub(super) fn key(&self, id: &str) -> Result<SandboxKey, Error> {
-        let id = SandboxId::new(id).map_err(|error| invalid("sandbox ID", &error))?;
+        let id = SandboxId::new(id).map_err(|error| invalid("sandbox ID", id, &error))?;
         Ok(SandboxKey::from_parts(self.namespace, id))
     }
 
@@ -46,23 +50,35 @@ impl Session {
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let limit = match (self.timeout, longer) {
-            (Some(timeout), _) => timeout + LATENESS,
-            (None, Some(longer)) => longer + PATIENCE,
-            (None, None) => return call.await,
+            (Some(timeout), _) => Some(timeout + LATENESS),
+            (None, Some(longer)) => Some(longer + PATIENCE),
+            (None, None) => None,
         };
-        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::DeadlineExceeded,
-                "hear from the daemon",
-                format!("no answer in {limit:?}"),
-            )
-            .remedy("see whether its process is stopped or starved"))
-        })
+        in_time(limit, call).await
     }
 }
 
-fn invalid(what: &str, error: &dyn std::fmt::Display) -> Error {
-    Error::new(ErrorKind::InvalidArgument, "", format!("the {what} is invalid: {error}"))
+/// Waits for something of the daemon, which may be stopped or starved.
+async fn in_time<T>(
+    limit: Option<Duration>,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let Some(limit) = limit else { return call.await };
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        let found = format!("no answer in {limit:?}");
+        Err(Error::new(ErrorKind::DeadlineExceeded, "hear from the daemon", found)
+            .remedy("see whether its process is stopped or starved"))
+    })
+}
+
+/// Names that are wrong are shown as they were given, escaped, and not in all their length.
+fn invalid(what: &str, name: &str, error: &dyn std::fmt::Display) -> Error {
+    const SHOWN: usize = 80;
+    let mut shown: String = name.chars().take(SHOWN).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    Error::new(ErrorKind::InvalidArgument, "", format!("the {what} {shown:?} is invalid: {error}"))
 }
 
 /// Says it as somebody reads it who has just typed a command.
@@ -92,17 +108,4 @@ pub(in crate::surface) fn print(line: &str) -> io::Result<()> {
 /// Prints one line of JSON.
 pub(in crate::surface) fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&serde_json::to_string(value)?)
-}
-
-/// The answer to a command that failed as a whole.
-#[derive(Serialize)]
-pub(super) struct Refused {
-    ok: bool,
-    error: Refusal,
-}
-
-impl Refused {
-    pub(super) fn of(error: &Error) -> Self {
-        Self { ok: false, error: Refusal::of(error) }
-    }
 }

@@ -1,5 +1,7 @@
 //! Everything that happens, as it happens.
 
+use std::time::Duration;
+
 use super::arguments::Watch;
 use super::failure::Failure;
 use super::json;
@@ -14,7 +16,7 @@ pub(super) async fn watch(session: &Session, what: &Watch) -> Result<(), Failure
     let namespace = (!what.all_namespaces).then(|| session.namespace.to_string());
     let wanted = |of: &str| namespace.as_deref().is_none_or(|namespace| namespace == of);
     let mut client = session.client.clone();
-    let mut watching = client.watch(epoch, next_sequence).await?;
+    let mut watching = session.answer(Some(Duration::ZERO), client.watch(epoch, next_sequence)).await?;
     while let Some(told) = watching.next().await? {
         match told.item {
             Some(Item::Snapshot(snapshot)) => tell_snapshot(&snapshot, session.json, wanted)?,
@@ -50,5 +52,6 @@ fn tell_event(event: &Event, name: &SandboxName, json: bool) -> std::io::Result<
     let at = event.at.as_ref().map(moment).unwrap_or_default();
     let life = if event.life == 0 { String::new() } else { format!(", life {}", event.life) };
     let exit = event.exit.as_ref().map(|exit| format!(": it {}", end(exit))).unwrap_or_default();
-    print(&format!("{at} {}/{} {}{life}{exit}", name.namespace, name.id, event.phase))
+    let position = format!("{}:{}", event.epoch, event.sequence);
+    print(&format!("{at} {position} {}/{} {}{life}{exit}", name.namespace, name.id, event.phase))
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::OperationDeadlines;
 use crate::error::{Error, ErrorKind};
+use crate::keeper::OperationDeadlines;
 use crate::surface::cli::Serve;
 use crate::surface::spec_file::{Span, from_toml};
 

@@ -282,7 +282,17 @@ impl keeper_server::Keeper for Service {
         let orphans = self.keeper.orphans();
         let total = orphans.len() as u64;
         let mut orphans = orphans.iter().map(Orphan::from).peekable();
-        Ok(Response::new(OrphansResponse { orphans: take_part(&mut orphans, usize::MAX, PART_BYTES), total }))
+        // Each of the two lists has half of a message.
+        let orphans = take_part(&mut orphans, usize::MAX, PART_BYTES / 2);
+        let (damaged, waiting) = self.keeper.unread_records();
+        let mut waiting = waiting.iter().map(SandboxName::from).peekable();
+        let waiting_records = take_part(&mut waiting, usize::MAX, PART_BYTES / 2);
+        Ok(Response::new(OrphansResponse {
+            orphans,
+            total,
+            damaged_records: damaged as u64,
+            waiting_records,
+        }))
     }
 
     async fn end_orphans(

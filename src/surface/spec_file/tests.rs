@@ -1,5 +1,4 @@
 use super::*;
-use crate::spec::Resource;
 
 #[track_caller]
 fn refused(text: &str, format: Format, with: &[&str]) {
@@ -50,19 +49,24 @@ fn an_empty_file_is_the_smallest_sandbox() {
 #[test]
 fn what_is_wrong_is_said_with_its_line_and_field() {
     refused("args = ['/bin/true']\nmemory = 1\n", Format::Toml, &["2:1: ", "`memory`"]);
-    refused("[limits]\nmemory = '64 bananas'\n", Format::Toml, &["2:10: ", "64 bananas", "64MiB"]);
+    refused(
+        "[limits]\nmemory = '64 bananas'\n",
+        Format::Toml,
+        &["2:10: limits.memory: ", "64 bananas", "64MiB"],
+    );
     refused("[limits]\nmemroy = 64\n", Format::Toml, &["2:1: ", "memroy", "`memory`"]);
-    refused("stop_grace = 'soon'", Format::Toml, &["1:14: ", "soon", "30s"]);
-    refused("root = 'guest'", Format::Toml, &["1:8: ", "\"host\""]);
+    refused("stop_grace = 'soon'", Format::Toml, &["1:14: stop_grace: ", "soon", "30s"]);
+    refused("root = 'guest'", Format::Toml, &["1:8: root: ", "\"host\""]);
     refused("root = { dir = '/x' }", Format::Toml, &["1:8: ", "`directory`"]);
-    refused("args = [1]", Format::Toml, &["1:9: ", "string"]);
+    refused("args = [1]", Format::Toml, &["1:9: args[0]: ", "string"]);
     refused("args = [", Format::Toml, &["1:"]);
-    refused("{\n \"limits\": {\"pids\": -1}\n}", Format::Json, &["2:", "-1"]);
+    refused("{\n \"limits\": {\"pids\": -1}\n}", Format::Json, &["2:", "limits.pids: ", "-1"]);
     refused("{\n \"lmits\": {}\n}", Format::Json, &["2:", "lmits"]);
+    refused("{\n \"mounts\": [{\"source\": \"/a\"}]\n}", Format::Json, &["2:", "mounts[0]: ", "`target`"]);
     refused("{} {}", Format::Json, &["1:4: ", "trailing"]);
-    refused("network = 'bridge'", Format::Toml, &["bridge", "none, new"]);
+    refused("network = 'bridge'", Format::Toml, &["1:11: network: ", "bridge", "none, new"]);
     refused("env = ['A=1']", Format::Toml, &["env", "`args` names none"]);
-    refused("args = ['/bin/x']\n[rlimits.files]\nsoft = 1", Format::Toml, &["no rlimit \"files\""]);
+    refused("args = ['/bin/x']\n[rlimits.files]\nsoft = 1", Format::Toml, &["2:10: ", "no rlimit \"files\""]);
 }
 
 #[test]

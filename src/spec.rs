@@ -108,7 +108,7 @@ pub struct ProcessSpec {
     pub cwd: PathBuf,
     /// Who it runs as.
     pub user: User,
-    /// Its resource limits. What is not named is inherited from the host.
+    /// Its resource limits. What is not named is inherited from the host; of open files at most 1,024 as soft limit.
     pub rlimits: Vec<Rlimit>,
     /// Where its input comes from and its output goes.
     pub stdio: Stdio,

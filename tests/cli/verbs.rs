@@ -85,7 +85,10 @@ fn a_program_inside_is_as_if_it_ran_here() {
         ["exec", "sh", "--env", "A=b c", "--user", "7:8", "--", "/bin/sh", "-c", "echo $A $(id -u) $(id -g)"];
     assert_eq!(daemon.run(&env).ok(), "b c 7 8\n");
     let limit = daemon.run(&["exec", "sh", "--", "/bin/sh", "-c", "ulimit -Sn"]).ok();
-    assert!(limit.trim().parse::<u64>().unwrap() <= 1_024, "the daemon's own limit is not passed on: {limit}");
+    assert!(
+        limit.trim().parse::<u64>().unwrap() <= 1_024,
+        "the daemon's own limit is not passed on: {limit}"
+    );
     let pid = daemon.run(&["exec", "-d", "sh", "--", "/bin/sleep", "1000"]).ok();
     assert!(
         pid.trim().parse::<u32>().is_ok_and(|pid| std::fs::exists(format!("/proc/{pid}")).unwrap()),

@@ -1,48 +1,42 @@
 //! The JSON of every verb: which fields there are, in which order.
 
+use std::process::Stdio;
+
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, Said, program};
+use crate::daemon::{Daemon, Reader, Said, program};
 
 /// The names of an object's fields, in the order of the text.
 #[track_caller]
-fn fields(said: &Said) -> Vec<String> {
-    let Value::Object(object) = said.json() else { panic!("{said:?}") };
-    let mut fields: Vec<_> =
-        object.keys().map(|key| (said.out.find(&format!("\"{key}\":")).unwrap(), key.clone())).collect();
+fn fields_of(text: &str) -> Vec<String> {
+    let parsed = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let Value::Object(object) = parsed else { panic!("{text}") };
+    let place = |key: &String| text.find(&format!("\"{key}\":")).unwrap();
+    let mut fields: Vec<_> = object.keys().map(|key| (place(key), key.clone())).collect();
     fields.sort();
     fields.into_iter().map(|(_, key)| key).collect()
 }
 
-const STATUS: &[&str] = &[
-    "namespace",
-    "id",
-    "phase",
-    "paused",
-    "pid",
-    "life",
-    "created_at",
-    "started_at",
-    "exited_at",
-    "exit_status",
-    "exit_reason",
-    "labels",
-    "runtime",
-    "address",
-    "version",
-    "marks",
-    "isolation",
-    "stale",
-];
+#[track_caller]
+fn fields(said: &Said) -> Vec<String> {
+    fields_of(&said.out)
+}
+
+/// The fields of the example that `docs/cli.md` has under this name.
+#[track_caller]
+fn documented(name: &str) -> Vec<String> {
+    let text = include_str!("../../docs/cli.md");
+    let example = text.split(&format!("```json {name}\n")).nth(1).expect("there is an example");
+    fields_of(example.split("```").next().unwrap())
+}
 
 #[test]
 fn every_verb_has_the_documented_json() {
     let daemon = Daemon::begin();
     let started = daemon.run(&["run", "web", "--json"]);
-    let expected = ["namespace", "id", "ok", "life", "pid", "isolation", "address", "version", "error"];
-    assert_eq!(fields(&started), expected);
+    assert_eq!(fields(&started), documented("run"));
     let status = daemon.run(&["status", "web", "--json"]);
-    assert_eq!(fields(&status), STATUS);
+    assert_eq!(fields(&status), documented("status"));
     let status = status.json();
     assert_eq!((&status["phase"], &status["paused"]), (&json!("running"), &json!(false)));
     assert_eq!((&status["pid"], &status["exit_status"]), (&started.json()["pid"], &Value::Null));
@@ -52,18 +46,22 @@ fn every_verb_has_the_documented_json() {
     assert_eq!(list.as_array().unwrap().len(), 1);
     assert_eq!(list[0]["id"], "web");
     let ping = daemon.run(&["ping", "web", "--json"]);
-    assert_eq!(fields(&ping), ["namespace", "id", "ok", "phase", "paused", "life", "marks", "error"]);
+    assert_eq!(fields(&ping), documented("ping"));
     let probe = daemon.run(&["probe", "web", "--json"]);
-    assert_eq!(fields(&probe), ["namespace", "id", "ok", "alive", "frozen", "error"]);
+    assert_eq!(fields(&probe), documented("probe"));
     for verb in ["pause", "resume", "stop", "create", "shutdown"] {
         let said = daemon.run(&[verb, "web", "--json"]);
-        assert_eq!(fields(&said), ["namespace", "id", "ok", "error"], "{verb}");
+        assert_eq!(fields(&said), documented("pause"), "{verb}");
         assert_eq!(said.json()["ok"], true, "{verb}");
     }
-    let version = daemon.run(&["version", "--json"]).json();
+    let version = daemon.run(&["version", "--json"]);
+    assert_eq!(fields(&version), documented("version"));
+    let version = version.json();
     assert_eq!(version["daemon"]["pid"], daemon.pid());
     let fsck = daemon.run(&["fsck", "--json"]);
+    assert_eq!(fields(&fsck), documented("fsck"));
     assert_eq!(fsck.json()["ok"], true);
+    assert_eq!(fsck.json()["daemon"]["epoch"], version["daemon"]["epoch"]);
     assert_eq!(fsck.json()["orphans"], json!([]));
 }
 
@@ -77,11 +75,28 @@ fn programs_and_logs_have_json_too() {
     assert!(lines[0]["started"]["pid"].is_u64());
     assert_eq!(lines[1], json!({"stdout": "out\n"}));
     assert_eq!(lines[2]["exit"]["exit_status"], 4);
-    let logs = daemon.run(&["logs", "sh", "--json"]).json();
+    let logs = daemon.run(&["logs", "sh", "--json"]);
+    assert_eq!(fields(&logs), documented("logs"));
+    let logs = logs.json();
     assert_eq!((&logs["stream"], &logs["data"]), (&json!("stdout"), &json!("hi\n")));
     daemon.run(&["stop", "sh", "--grace", "0"]).ok();
-    let wait = daemon.run(&["wait", "sh", "--json"]).json();
+    let wait = daemon.run(&["wait", "sh", "--json"]);
+    assert_eq!(fields(&wait), documented("wait"));
+    let wait = wait.json();
     assert_eq!((&wait["exit_status"], &wait["exit_reason"]), (&json!(137), &json!("signalled")));
+}
+
+#[test]
+fn a_watch_says_what_there_is_and_then_each_change() {
+    let daemon = Daemon::begin();
+    let mut child = daemon.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = Reader::of(&mut child);
+    assert_eq!(fields_of(&told.line()), documented("snapshot"));
+    daemon.run(&["run", "web"]).ok();
+    let event = told.line();
+    assert_eq!(fields_of(&event), documented("event"), "{event}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// Of an error there is one object on stderr, and nothing else.
@@ -90,7 +105,7 @@ fn error(said: &Said) -> Value {
     let object: Value = serde_json::from_str(&said.err).unwrap_or_else(|error| panic!("{error}: {said:?}"));
     let Value::Object(error) = &object["error"] else { panic!("{said:?}") };
     assert_eq!(error.keys().collect::<Vec<_>>(), ["kind", "message", "retry_after_ms"]);
-    assert_eq!(object.as_object().unwrap().len(), 1);
+    assert_eq!(fields_of(&said.err)[..], documented("error")[..]);
     object["error"].clone()
 }
 

@@ -7,4 +7,5 @@ mod json;
 mod names;
 mod readme;
 mod shells;
+mod specs;
 mod verbs;

@@ -10,7 +10,7 @@ use super::failure::{Failure, code};
 use super::json::{Daemon, Name, Orphan};
 use super::one::moment;
 use super::session::{Session, print, print_json};
-use crate::wire::generated::{EndOrphansResponse, OrphansResponse, VersionResponse};
+use crate::wire::generated::{EndOrphansResponse, OrphansResponse, SandboxName, VersionResponse};
 
 /// `version`.
 #[derive(Serialize)]
@@ -95,39 +95,83 @@ pub(super) async fn fsck(session: &Session, what: &Fsck) -> Result<(), Failure> 
             ok,
         })?;
     } else {
-        report(&daemon, &orphans, ended.as_ref())?;
+        report(&daemon, &orphans, ended.as_ref()).iter().try_for_each(|line| print(line))?;
     }
     if ok { Ok(()) } else { Err(Failure::Said(1)) }
 }
 
+/// What is found, in words.
 fn report(
     daemon: &VersionResponse,
     orphans: &OrphansResponse,
     ended: Option<&EndOrphansResponse>,
-) -> std::io::Result<()> {
+) -> Vec<String> {
     let records = if daemon.journal_trouble.is_empty() { "can be written" } else { &daemon.journal_trouble };
-    print(&format!("state directory   {}", escaped(&daemon.state_dir)))?;
-    print(&format!("records           {}", escaped(records)))?;
-    print(&format!("damaged records   {}", orphans.damaged_records))?;
-    print(&format!("waiting records   {}", orphans.waiting_records.len()))?;
-    for name in &orphans.waiting_records {
-        print(&format!("  {}/{}: this daemon does not have its runtime", name.namespace, name.id))?;
+    let mut lines = vec![
+        format!("state directory   {}", escaped(&daemon.state_dir)),
+        format!("records           {}", escaped(records)),
+        format!("damaged records   {}", orphans.damaged_records),
+        format!("waiting records   {}", orphans.waiting_records.len()),
+    ];
+    lines.extend(orphans.waiting_records.iter().map(|SandboxName { namespace, id }| {
+        format!("  {namespace}/{id}: this daemon does not have its runtime")
+    }));
+    lines.push(format!("still looked for  {}", daemon.recovering));
+    lines.push(format!("without a record  {}", orphans.total));
+    lines.extend(orphans.orphans.iter().map(|orphan| {
+        let SandboxName { namespace, id } = orphan.sandbox.clone().unwrap_or_default();
+        format!("  {namespace}/{id}, life {}: {}", orphan.life, escaped(&orphan.description))
+    }));
+    match ended {
+        Some(ended) => {
+            lines.push(format!("ended             {}", ended.ended));
+            lines.push(format!("left              {}", ended.total_left));
+            lines.extend(ended.left.iter().map(|left| format!("  {}", escaped(left))));
+        }
+        None if orphans.total > 0 => lines.push(
+            "They run, and no record says why: `sandkeeper fsck --end-orphans` ends and removes them.".into(),
+        ),
+        None if orphans.damaged_records > 0 => lines.push(
+            "What was in damaged records is lost: `sandkeeper fsck --end-orphans` accepts that.".into(),
+        ),
+        None => {}
     }
-    print(&format!("still looked for  {}", daemon.recovering))?;
-    print(&format!("without a record  {}", orphans.total))?;
-    for orphan in &orphans.orphans {
-        let (name, found) = (orphan.sandbox.clone().unwrap_or_default(), escaped(&orphan.description));
-        print(&format!("  {}/{}, life {}: {found}", name.namespace, name.id, orphan.life))?;
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::generated::Orphan;
+
+    #[test]
+    fn what_has_no_record_is_listed_with_what_to_do() {
+        let daemon = VersionResponse { state_dir: "/run/s".into(), recovering: 2, ..Default::default() };
+        let name = |id: &str| SandboxName { namespace: "default".into(), id: id.into() };
+        let orphan =
+            Orphan { sandbox: Some(name("web")), life: 3, description: "cgroup /sandkeeper/x\n".into() };
+        let orphans = OrphansResponse {
+            orphans: vec![orphan],
+            total: 1,
+            damaged_records: 4,
+            waiting_records: vec![name("old")],
+        };
+        let expected = [
+            "state directory   /run/s",
+            "records           can be written",
+            "damaged records   4",
+            "waiting records   1",
+            "  default/old: this daemon does not have its runtime",
+            "still looked for  2",
+            "without a record  1",
+            "  default/web, life 3: cgroup /sandkeeper/x\\n",
+        ];
+        let lines = report(&daemon, &orphans, None);
+        assert_eq!(lines[..8], expected);
+        assert!(lines[8].contains("fsck --end-orphans"), "{lines:?}");
+        let ended =
+            EndOrphansResponse { ended: 0, left: vec!["default/web: it is busy".into()], total_left: 1 };
+        let lines = report(&daemon, &orphans, Some(&ended));
+        assert_eq!(lines[8..], ["ended             0", "left              1", "  default/web: it is busy"]);
     }
-    if let Some(ended) = ended {
-        print(&format!("ended             {}", ended.ended))?;
-        print(&format!("left              {}", ended.total_left))?;
-        return ended.left.iter().try_for_each(|left| print(&format!("  {}", escaped(left))));
-    }
-    if orphans.total > 0 {
-        print("They run, and no record says why: `sandkeeper fsck --end-orphans` ends and removes them.")?;
-    } else if orphans.damaged_records > 0 {
-        print("What was in damaged records is lost: `sandkeeper fsck --end-orphans` accepts that.")?;
-    }
-    Ok(())
 }

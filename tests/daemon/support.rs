@@ -1,5 +1,6 @@
 //! The real daemon in a directory of its own, and nothing of it left afterwards.
 #![allow(dead_code)]
+#![expect(clippy::print_stderr, reason = "whoever reads a failed test wants the log of the daemon")]
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;

@@ -135,10 +135,13 @@ pub(super) struct Writer {
 impl Writer {
     /// Opens the file, or makes one.
     pub(super) fn open(place: Place, lock: Lock) -> Result<(Self, Recovered), Error> {
-        let mut ballast = Ballast::hold(place.dir.join("ballast"));
-        let mut opened = open(&place);
+        let ballast = place.dir.join("ballast");
+        // It outlives the file if somebody takes that away.
+        let used = ballast.exists();
+        let mut ballast = Ballast::hold(ballast);
+        let mut opened = open(&place, used);
         if matches!(opened, Err(Fault::Full(_))) && ballast.release() {
-            opened = open(&place);
+            opened = open(&place, used);
         }
         let (store, recovered) = opened.map_err(|fault| fault.no_opening(&place.file()))?;
         let writer = Self {
@@ -343,10 +346,15 @@ impl Writer {
     }
 }
 
-fn open(place: &Place) -> Result<(Store, Recovered), Fault> {
+/// Opens the file, or makes one; `used` says that there has been one.
+fn open(place: &Place, used: bool) -> Result<(Store, Recovered), Fault> {
     let _left_over = std::fs::remove_file(place.new_file());
     let fresh = Meta { format: FORMAT, boot: place.boot, ..Meta::default() };
     let opened = match std::fs::symlink_metadata(place.file()) {
+        // Somebody took it away: what runs is not to be ended for want of a record, nor its life's number given again.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && used => {
+            Err(Fault::Broken("it is gone".to_owned()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Store::create(place, fresh),
         _ => Store::open(place),
     };

@@ -61,7 +61,7 @@ fn exits_while_no_daemon_runs_are_told_with_their_statuses() {
         let seven = run(&mut client, "seven", trap).await;
         let killed = run(&mut client, "killed", sleeper()).await;
         run(&mut client, "stays", sleeper()).await;
-        minds_sigterm(seven);
+        minds_sigterm(seven, "SigCgt:");
         daemon.kill9();
         send(seven, Signal::TERM);
         send(killed, Signal::KILL);
@@ -105,12 +105,14 @@ fn a_stop_under_way_goes_on_to_its_end() {
     block_on(async {
         let mut daemon = Daemon::start(&[]).await;
         let mut client = daemon.client().await;
-        let deaf = in_host(&["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.01; done"]);
+        let deaf = in_host(&["/bin/sh", "-c", "trap 'trap \"\" TERM' TERM; while :; do sleep 0.01; done"]);
         let pid = run(&mut client, "deaf", deaf).await;
-        minds_sigterm(pid);
+        minds_sigterm(pid, "SigCgt:");
         let mut asked = client.clone();
         let stop = tokio::spawn(async move { asked.stop(&key("deaf"), Some(Duration::from_secs(2))).await });
         phase(&mut client, "deaf", "stopping").await;
+        // That phase is told before it is written; the signal is sent after. It ignores the next ones.
+        minds_sigterm(pid, "SigIgn:");
         daemon.kill9();
         assert!(stop.await.unwrap().is_err(), "nobody is there to answer");
         daemon.start_again().await;

@@ -313,18 +313,15 @@ pub(crate) fn has_ended(pid: u32) -> bool {
     of_process(pid, "status").is_none_or(|status| status.contains("State:\tZ"))
 }
 
-/// Waits until the only child of a sandbox's PID 1 has a handler for SIGTERM, or ignores it.
-pub(crate) fn minds_sigterm(pid: u32) {
+/// Waits until the only child of a sandbox's PID 1 catches SIGTERM, or ignores it, as `mask` of its status says.
+pub(crate) fn minds_sigterm(pid: u32, mask: &str) {
     until("the program has set its trap", || {
         let children = of_process(pid, &format!("task/{pid}/children"))?;
         let child: u32 = children.split_whitespace().next()?.parse().ok()?;
         let status = of_process(child, "status")?;
-        let mask = |name: &str| {
-            let mask = status.lines().find_map(|line| line.strip_prefix(name))?;
-            u64::from_str_radix(mask.trim(), 16).ok()
-        };
-        let bit = 1 << (Signal::TERM.as_raw() - 1);
-        ((mask("SigCgt:")? | mask("SigIgn:")?) & bit != 0).then_some(())
+        let signals = status.lines().find_map(|line| line.strip_prefix(mask))?;
+        let signals = u64::from_str_radix(signals.trim(), 16).ok()?;
+        (signals & 1 << (Signal::TERM.as_raw() - 1) != 0).then_some(())
     });
 }
 

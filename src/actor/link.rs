@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 use ractor::ActorRef;
+use tokio::sync::oneshot;
 
 use super::cell::Cell;
 use super::message::{Call, Reply, Restored, Settled};
@@ -30,6 +31,8 @@ pub(crate) enum Upward {
     Restore(Vec<Arc<Cell>>),
     /// Make a sandbox known whose record was lost, and go on with it, unless its name is taken.
     Rebuild(Box<Restored>),
+    /// Everything said before has been heard.
+    Heard(oneshot::Sender<()>),
     /// Look after everything: this registry replaces one that was lost.
     Heal,
     /// Fail as a fault in the registry itself would.

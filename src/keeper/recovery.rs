@@ -8,15 +8,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::actor::{Cell, Definition, Keepsake, Restored, Services, Upward};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::journal::{Recorded, Recovered, SandboxRecord};
-use crate::model::{Phase, Record};
+use crate::model::{Marks, Phase, Pong, Record};
 use crate::registry::index::Index;
 use crate::registry::restore;
 use crate::runtime::{Runtime, Survivor};
@@ -33,6 +34,8 @@ pub(super) struct Unowned {
     unserved: Vec<SandboxKey>,
     /// Records that could not be read, and that nobody has accepted as lost.
     damaged: AtomicUsize,
+    /// Whether what exists without a record is still being looked for.
+    looking: AtomicBool,
 }
 
 /// What a recovery works with.
@@ -46,7 +49,11 @@ impl Recovery {
     /// Makes the sandboxes known that were written down, and goes on with them in a task.
     pub(super) fn begin(self, recovered: Recovered) -> Arc<Unowned> {
         let Recovered { sandboxes, damaged, incomplete, same_boot, .. } = recovered;
-        let mut unowned = Unowned { damaged: AtomicUsize::new(damaged.len()), ..Unowned::default() };
+        let mut unowned = Unowned {
+            damaged: AtomicUsize::new(damaged.len()),
+            looking: AtomicBool::new(true),
+            ..Unowned::default()
+        };
         let mut restless = Vec::new();
         for recorded in &sandboxes {
             match self.restore(recorded) {
@@ -73,7 +80,14 @@ impl Recovery {
         // Whose a damaged record was may not be known; then nothing can be said to be nobody's.
         let incomplete = incomplete || damaged.iter().any(|damaged| damaged.key.is_none());
         let lost_some = incomplete || !damaged.is_empty();
-        tokio::spawn(async move { self.look_for_survivors(&told, incomplete, lost_some).await });
+        tokio::spawn(async move {
+            self.look_for_survivors(&told, incomplete, lost_some).await;
+            // What was found is known, and counts by itself, once the registry has heard of it.
+            let (heard, hears) = oneshot::channel();
+            self.services.registry.send(Upward::Heard(heard));
+            let _ = hears.await;
+            told.looking.store(false, Ordering::Release);
+        });
         unowned
     }
 
@@ -118,6 +132,14 @@ impl Recovery {
                     unowned.orphans.lock().push((survivor, Arc::clone(runtime)));
                 }
             }
+            if lost_some {
+                continue;
+            }
+            match runtime.remove_remains(&known).await {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "what sandboxes without a record had left is removed"),
+                Err(error) => tracing::error!(%error, "what sandboxes have left cannot be removed"),
+            }
         }
     }
 
@@ -146,10 +168,13 @@ impl Keeper {
         self.inner.services.events.epoch()
     }
 
-    /// How many sandboxes of an earlier keeper are still being found out about.
+    /// How many sandboxes of an earlier keeper are still being found out about. While it is not known which there are, that
+    /// counts as one.
     pub fn recovering(&self) -> usize {
         let (_, marked) = self.inner.index.sweep();
-        marked.iter().filter(|(_, pong)| pong.marks().contains(crate::model::Marks::RECOVERING)).count()
+        let recovering = |(_, pong): &&(SandboxKey, Pong)| pong.marks().contains(Marks::RECOVERING);
+        marked.iter().filter(recovering).count()
+            + usize::from(self.inner.unowned.looking.load(Ordering::Acquire))
     }
 
     /// What exists and has no record, after records were damaged: nobody has ended it, since it may be somebody's.

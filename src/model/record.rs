@@ -47,7 +47,7 @@ impl Lifecycle {
     }
 
     /// A lifecycle as its supervisor left it, to be gone on with: what it was about to become is found out when
-    /// [`Due`](Observation::Due) is observed. What rests needs no finding out.
+    /// [`Due`](super::Observation::Due) is observed. What rests needs no finding out.
     pub fn restored(record: &Record) -> Self {
         let Record { phase, life, ran, kept, shutdown, exit, until } = *record;
         let lost = Exit { reason: ExitReason::Lost, at_unix_nanos: 0 };

@@ -124,6 +124,8 @@ impl Actor for Registry {
                 cells.iter().for_each(|cell| routing.activate(cell, Some(Lost::WithItsKeeper)));
             }
             Upward::Rebuild(restored) => routing.rebuild(*restored),
+            // Whoever wanted to know may have gone.
+            Upward::Heard(told) => drop(told.send(())),
             Upward::Heal => routing.heal(),
             #[cfg(feature = "testing")]
             Upward::Panic => panic!("asked to fail, for a test"),

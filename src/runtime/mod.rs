@@ -92,6 +92,15 @@ pub trait Runtime: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Removes what outlives a sandbox on purpose, such as its log, of every one whose key is not `known` and of which nothing
+    /// runs. How many there were. For recovery, once all records have been read.
+    async fn remove_remains(
+        &self,
+        _known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+    ) -> Result<usize, Error> {
+        Ok(0)
+    }
+
     /// Runs a program inside it. Returns when that has been executed.
     async fn exec(&self, instance: &Arc<Instance>, _request: &ExecRequest) -> Result<Exec, Error> {
         Err(unimplemented("run a program in", instance))

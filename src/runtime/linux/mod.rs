@@ -435,6 +435,13 @@ impl Runtime for LinuxRuntime {
     async fn end_survivor(&self, survivor: &Survivor) -> Result<(), Error> {
         self.inner.end_survivor(survivor).await
     }
+
+    async fn remove_remains(
+        &self,
+        known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+    ) -> Result<usize, Error> {
+        self.remove_logs_except(known)
+    }
 }
 
 impl Inner {

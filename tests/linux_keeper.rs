@@ -548,3 +548,16 @@ async fn a_leader_moved_to_another_group_is_ended_too() {
     house.node_is_clean(&key, pid);
     house.close().await;
 }
+
+/// Goal: what outlives its keeper is never without a record, and its life's number is never given again. Method: a backend with a
+/// state directory, and no journal.
+#[tokio::test]
+async fn what_outlives_its_keeper_needs_a_journal() {
+    let dir = tempfile::Builder::new().prefix("sandkeeper-test-").tempdir().unwrap();
+    let state_dir = Some(dir.path().join("state"));
+    let linux = LinuxRuntime::new(LinuxConfig { state_dir, ..LinuxConfig::default() }).unwrap();
+    let error = Keeper::builder().runtime("linux", linux.clone()).build().err().expect("it is refused");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(error.to_string().contains("give it a journal"), "{error}");
+    linux.close().await;
+}

@@ -146,7 +146,8 @@ impl KeeperBuilder {
     ///
     /// # Errors
     /// - `FailedPrecondition`: the journal has another keeper already.
-    /// - `InvalidArgument`: it has no runtime, its default runtime is not among them, or a bound is 0.
+    /// - `InvalidArgument`: it has no runtime, its default runtime is not among them, or a bound is 0; or it has no journal, and
+    ///   sandboxes of a runtime outlive it.
     /// - `FailedPrecondition`: this is not called within a tokio runtime.
     pub fn build(self) -> Result<Keeper, Error> {
         let refuse = |found: String| Error::new(ErrorKind::InvalidArgument, "open a keeper", found);
@@ -159,6 +160,12 @@ impl KeeperBuilder {
         let Bounds { starts, mailbox, waiters, recoveries, .. } = self.bounds;
         if starts == 0 || mailbox == 0 || waiters == 0 || recoveries == 0 {
             return Err(refuse("a bound of 0 would let nothing happen".to_owned()));
+        }
+        let outlives = |(_, runtime): &(&String, &Arc<dyn Runtime>)| runtime.capabilities().adopt;
+        if let (None, Some((name, _))) = (&self.journal, self.runtimes.iter().find(outlives)) {
+            let found =
+                format!("sandboxes of its runtime {name:?} outlive it, and nothing is written down of them");
+            return Err(refuse(found).remedy("give it a journal, or the runtime no state directory"));
         }
         if tokio::runtime::Handle::try_current().is_err() {
             let found = "there is no tokio runtime here";

@@ -38,6 +38,9 @@ pub(super) struct Unowned {
     looking: AtomicBool,
 }
 
+/// How many actors the registry activates before it looks at what else it is told.
+const RESTORED_AT_A_TIME: usize = 128;
+
 /// What a recovery works with.
 pub(super) struct Recovery {
     pub(super) services: Arc<Services>,
@@ -74,7 +77,10 @@ impl Recovery {
             tracing::error!(sandbox = key, why = damaged.why, "a record is damaged, and was put aside");
         }
         tracing::info!(sandboxes = sandboxes.len(), to_find = restless.len(), same_boot, "records read");
-        self.services.registry.send(Upward::Restore(restless));
+        // In parts, so that calls do not wait behind all of them.
+        for some in restless.chunks(RESTORED_AT_A_TIME) {
+            self.services.registry.send(Upward::Restore(some.to_vec()));
+        }
         let unowned = Arc::new(unowned);
         let told = Arc::clone(&unowned);
         // Whose a damaged record was may not be known; then nothing can be said to be nobody's.

@@ -6,26 +6,39 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use sandkeeper::journal::Journal;
 use sandkeeper::runtime::memory::MemoryRuntime;
 use sandkeeper::{Controller, Keeper, SandboxSpec};
 use tokio::runtime::Runtime;
 
-/// Our own cost: the backend does nothing.
+/// Our own cost: the backend does nothing. Without a journal, and with one on tmpfs.
 fn memory(criterion: &mut Criterion) {
+    on_memory(criterion, "memory", None);
+    let dir = tempfile::tempdir_in("/dev/shm").expect("tmpfs");
+    on_memory(criterion, "memory_journal", Some(Journal::open(dir.path()).expect("a journal")));
+}
+
+fn on_memory(criterion: &mut Criterion, name: &str, journal: Option<Journal>) {
     let mut group = criterion.benchmark_group("lifecycle");
     let tokio = house::tokio_runtime();
     let keeper = tokio.block_on(async {
         let builder = Keeper::builder().runtime("memory", MemoryRuntime::new() as Arc<_>);
-        builder.concurrent_starts(1_000).build().expect("a keeper")
+        let builder = builder.concurrent_starts(1_000);
+        match journal {
+            Some(journal) => builder.journal(journal),
+            None => builder,
+        }
+        .build()
+        .expect("a keeper")
     });
-    group.bench_function("start_shutdown_memory", |bencher| {
+    group.bench_function(format!("start_shutdown_{name}"), |bencher| {
         bencher.iter_custom(|iterations| one_after_another(&tokio, &keeper, iterations, true));
     });
-    group.bench_function("start_memory", |bencher| {
+    group.bench_function(format!("start_{name}"), |bencher| {
         bencher.iter_custom(|iterations| one_after_another(&tokio, &keeper, iterations, false));
     });
     group.throughput(Throughput::Elements(1_000));
-    group.bench_function(BenchmarkId::new("start_storm_memory", 1_000), |bencher| {
+    group.bench_function(BenchmarkId::new(format!("start_storm_{name}"), 1_000), |bencher| {
         bencher.iter_custom(|iterations| {
             let mut took = Duration::ZERO;
             for _ in 0..iterations {

@@ -1,5 +1,6 @@
 //! Drives a daemon over its socket. The daemon is in this very program here, with sandboxes that live in memory; in earnest
 //! it is `sandkeeper serve`.
+#![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::path::Path;
 

@@ -55,6 +55,7 @@
 //! | --- | --- | --- |
 //! | `linux` | yes | `runtime::linux`: namespaces, cgroup v2, pidfd. Needs a C linker to build, root and Linux 5.14 to run |
 //! | `grpc` | with `cli` | `surface::grpc`: the daemon's service over a unix socket, and a client for it |
+//! | `cli` | yes | the program `sandkeeper`: the daemon and the command line |
 //! | `testing` | no | fault scripts of [`runtime::memory`], the contract suite `runtime::contract`, faults on demand |
 //!
 //! Without any, there is everything from the model to the keeper, and the memory backend.
@@ -76,11 +77,12 @@ pub mod surface;
 pub mod telemetry;
 pub mod wire;
 
-pub use actor::OperationDeadlines;
 pub use controller::{Controller, StartedSandbox};
 pub use error::{Error, ErrorKind};
 pub use events::{Event, KEPT_EVENTS};
 pub use id::{InvalidIdentifier, Namespace, SandboxId, SandboxKey};
-pub use keeper::{Filter, Keeper, KeeperBuilder, SandboxHandle, SpecSource, Sweep, Watch, WatchItem};
+pub use keeper::{
+    Filter, Keeper, KeeperBuilder, OperationDeadlines, SandboxHandle, SpecSource, Sweep, Watch, WatchItem,
+};
 pub use model::{Marks, Pong};
 pub use spec::SandboxSpec;

@@ -108,7 +108,7 @@ pub struct ProcessSpec {
     pub cwd: PathBuf,
     /// Who it runs as.
     pub user: User,
-    /// Its resource limits. What is not named is inherited from the host.
+    /// Its resource limits. What is not named is inherited from the host; of open files at most 1,024 as soft limit.
     pub rlimits: Vec<Rlimit>,
     /// Where its input comes from and its output goes.
     pub stdio: Stdio,
@@ -158,7 +158,7 @@ pub struct Rlimit {
 }
 
 /// A resource of `setrlimit(2)`; the discriminant is Linux's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Resource {
     /// CPU time, in seconds.

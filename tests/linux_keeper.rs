@@ -115,6 +115,21 @@ async fn the_linux_backend_upholds_the_contract() {
     house.close().await;
 }
 
+/// Goal: with a state directory it is the same backend. Method: the same contract.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_linux_backend_upholds_the_contract_with_a_state_directory() {
+    let place = tempfile::tempdir().unwrap();
+    let state_dir = Some(place.path().join("state"));
+    let linux = LinuxRuntime::new(LinuxConfig { state_dir, ..LinuxConfig::default() }).unwrap();
+    let runtime: Arc<dyn Runtime> = Arc::clone(&linux) as _;
+    contract::upholds_everything(&runtime, &SandboxSpec::default()).await;
+    contract::upholds_everything(&runtime, &shell("exec sleep 1000")).await;
+    assert_eq!(linux.left_behind(), Vec::<String>::new());
+    let root = linux.cgroup_root().to_owned();
+    linux.close().await;
+    assert!(!root.exists());
+}
+
 /// C01 (a): many callers, one process.
 #[tokio::test(flavor = "multi_thread")]
 async fn duplicate_starts_make_one_leader() {

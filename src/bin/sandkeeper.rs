@@ -1,3 +1,5 @@
 //! The daemon and the command line.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    sandkeeper::surface::cli::main()
+}

@@ -5,9 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use redb::ReadableTable;
 
+use super::Recorded;
 use super::fault::{Fault, Stop};
 use super::record::{self, Quarantined, Shelf};
-use super::Recorded;
 
 /// Keys and framed records of a table, in the order of their keys.
 #[derive(Debug, Default)]

@@ -178,7 +178,9 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// More is not read of a damaged file.
 const MOST_BYTES: usize = 1 << 30;
-/// redb's header: its length, where its flags are, and two of them. From its description of the file format, version 3.
+/// redb's header: how it begins, its length, where its flags are, and some of them. From its description of the file format,
+/// version 3.
+const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 const HEADER_BYTES: usize = 320;
 const FLAGS_AT: usize = 9;
 const PRIMARY: u8 = 1;
@@ -190,6 +192,7 @@ const UNCLEAN: u8 = 2 | 8;
 fn read_image(image: &[u8], turned: u8) -> Found {
     let mut found = Found::default();
     let mut image = image.to_vec();
+    image[..MAGIC.len()].copy_from_slice(&MAGIC);
     image[FLAGS_AT] = (image[FLAGS_AT] & !UNCLEAN) ^ turned;
     let read = guarded(|| {
         let mut builder = store::builder();

@@ -135,10 +135,13 @@ pub(super) struct Writer {
 impl Writer {
     /// Opens the file, or makes one.
     pub(super) fn open(place: Place, lock: Lock) -> Result<(Self, Recovered), Error> {
-        let mut ballast = Ballast::hold(place.dir.join("ballast"));
-        let mut opened = open(&place);
+        let ballast = place.dir.join("ballast");
+        // It outlives the file if somebody takes that away.
+        let used = ballast.exists();
+        let mut ballast = Ballast::hold(ballast);
+        let mut opened = open(&place, used);
         if matches!(opened, Err(Fault::Full(_))) && ballast.release() {
-            opened = open(&place);
+            opened = open(&place, used);
         }
         let (store, recovered) = opened.map_err(|fault| fault.no_opening(&place.file()))?;
         let writer = Self {
@@ -152,14 +155,6 @@ impl Writer {
             ballast,
             _lock: lock,
         };
-        for damaged in &recovered.damaged {
-            let key = damaged.key.map(|key| key.to_string());
-            tracing::error!(
-                sandbox = key,
-                why = damaged.why,
-                "a record is damaged, and is kept in quarantine"
-            );
-        }
         telemetry::journal_damaged(recovered.damaged.len());
         Ok((writer, recovered))
     }
@@ -316,9 +311,10 @@ impl Writer {
     fn replace(&mut self, why: &str) -> Result<(), Fault> {
         let source = self.shared.source.lock().clone();
         let mut store = salvage::replace(&self.place, why, Some(&self.meta))?;
-        match source {
-            Some(source) => store.fill(&source(), self.meta.incomplete)?,
-            None => salvage::save(&self.place, &mut store)?,
+        // One that knows of nothing may be gone, or not there yet: what can be read is not thrown away for that.
+        match source.map(|source| source()) {
+            Some(all) if !all.is_empty() => store.fill(&all, self.meta.incomplete)?,
+            _ => salvage::save(&self.place, &mut store)?,
         }
         self.meta.clone_from(&store.meta);
         self.store = Some(store);
@@ -350,10 +346,15 @@ impl Writer {
     }
 }
 
-fn open(place: &Place) -> Result<(Store, Recovered), Fault> {
+/// Opens the file, or makes one; `used` says that there has been one.
+fn open(place: &Place, used: bool) -> Result<(Store, Recovered), Fault> {
     let _left_over = std::fs::remove_file(place.new_file());
     let fresh = Meta { format: FORMAT, boot: place.boot, ..Meta::default() };
     let opened = match std::fs::symlink_metadata(place.file()) {
+        // Somebody took it away: what runs is not to be ended for want of a record, nor its life's number given again.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && used => {
+            Err(Fault::Broken("it is gone".to_owned()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Store::create(place, fresh),
         _ => Store::open(place),
     };

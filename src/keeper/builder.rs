@@ -176,6 +176,14 @@ impl KeeperBuilder {
         let begin_at = (recovered.epoch, recovered.next_life);
         let services = Services::new(self.bounds, self.deadlines, self.journal, begin_at);
         let index = Arc::new(Index::new(self.expected_sandboxes.max(recovered.sandboxes.len())));
+        registry::open(&services, &index)?;
+        let recovery = Recovery {
+            services: Arc::clone(&services),
+            index: Arc::clone(&index),
+            runtimes: self.runtimes.clone(),
+        };
+        let unowned = if services.journal.is_some() { recovery.begin(recovered) } else { Arc::default() };
+        // Only now: until here the index holds less than was written.
         if let Some(journal) = &services.journal {
             let all = Arc::downgrade(&index);
             journal.set_source(Arc::new(move || {
@@ -185,14 +193,6 @@ impl KeeperBuilder {
         } else {
             tracing::info!("no journal: nothing of this keeper outlives its process");
         }
-        registry::open(&services, &index)?;
-        let recovery = Recovery {
-            services: Arc::clone(&services),
-            index: Arc::clone(&index),
-            runtimes: self.runtimes.clone(),
-            default_runtime: default_runtime.clone(),
-        };
-        let unowned = if services.journal.is_some() { recovery.begin(recovered) } else { Arc::default() };
         let inner = Inner {
             services,
             index,

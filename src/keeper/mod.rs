@@ -30,6 +30,7 @@ mod recovery;
 mod status;
 mod watch;
 
+pub use crate::actor::OperationDeadlines;
 pub use builder::{KeeperBuilder, SpecSource};
 pub use handle::SandboxHandle;
 pub use list::{Filter, Sweep};
@@ -253,14 +254,18 @@ impl Keeper {
         &self,
         key: &SandboxKey,
         verb: &'static str,
-        spec: SandboxSpec,
+        mut spec: SandboxSpec,
         kept: bool,
     ) -> Result<Definition, Error> {
         spec.check(verb).map_err(|error| error.on(key))?;
-        let name = if spec.runtime.is_empty() { &self.inner.default_runtime } else { &spec.runtime };
-        let Some(runtime) = self.inner.runtimes.get(name) else {
+        if spec.runtime.is_empty() {
+            // Named from here on: a later keeper may have another default.
+            spec.runtime.clone_from(&self.inner.default_runtime);
+        }
+        let Some(runtime) = self.inner.runtimes.get(&spec.runtime) else {
             let known: Vec<&str> = self.inner.runtimes.keys().map(String::as_str).collect();
-            let found = format!("there is no runtime {name:?}; this keeper has {}", known.join(", "));
+            let found =
+                format!("there is no runtime {:?}; this keeper has {}", spec.runtime, known.join(", "));
             return Err(Error::new(ErrorKind::InvalidArgument, verb, found).on(key));
         };
         runtime.check(&spec).map_err(|error| error.on(key))?;

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -30,8 +31,8 @@ pub(super) struct Unowned {
     orphans: Mutex<Vec<(Survivor, Arc<dyn Runtime>)>>,
     /// Records that this keeper cannot serve, for want of their runtime. They stay written.
     unserved: Vec<SandboxKey>,
-    /// Records that could not be read.
-    damaged: usize,
+    /// Records that could not be read, and that nobody has accepted as lost.
+    damaged: AtomicUsize,
 }
 
 /// What a recovery works with.
@@ -39,14 +40,13 @@ pub(super) struct Recovery {
     pub(super) services: Arc<Services>,
     pub(super) index: Arc<Index>,
     pub(super) runtimes: BTreeMap<String, Arc<dyn Runtime>>,
-    pub(super) default_runtime: String,
 }
 
 impl Recovery {
     /// Makes the sandboxes known that were written down, and goes on with them in a task.
     pub(super) fn begin(self, recovered: Recovered) -> Arc<Unowned> {
         let Recovered { sandboxes, damaged, incomplete, same_boot, .. } = recovered;
-        let mut unowned = Unowned { damaged: damaged.len(), ..Unowned::default() };
+        let mut unowned = Unowned { damaged: AtomicUsize::new(damaged.len()), ..Unowned::default() };
         let mut restless = Vec::new();
         for recorded in &sandboxes {
             match self.restore(recorded) {
@@ -85,9 +85,8 @@ impl Recovery {
     }
 
     fn definition(&self, spec: SandboxSpec, kept: bool) -> Result<Definition, Error> {
-        let name = if spec.runtime.is_empty() { &self.default_runtime } else { &spec.runtime };
-        let Some(runtime) = self.runtimes.get(name).cloned() else {
-            let found = format!("there is no runtime {name:?} now");
+        let Some(runtime) = self.runtimes.get(&spec.runtime).cloned() else {
+            let found = format!("there is no runtime {:?} now", spec.runtime);
             return Err(Error::new(ErrorKind::FailedPrecondition, "recover", found)
                 .remedy("open the keeper with that runtime again"));
         };
@@ -172,13 +171,21 @@ impl Keeper {
                 }
             }
         }
+        if let (true, Some(journal)) = (left.is_empty(), self.inner.services.journal.clone()) {
+            // What is missing is accepted as lost: the next keeper need not be careful any more.
+            match tokio::task::spawn_blocking(move || journal.accept_losses()).await {
+                Ok(Ok(())) => self.inner.unowned.damaged.store(0, Ordering::Relaxed),
+                Ok(Err(error)) => tracing::error!(%error, "that losses were accepted is not written"),
+                Err(_ending) => {}
+            }
+        }
         (ended, left)
     }
 
-    /// How many records of the journal could not be read and were put aside, and whose records wait for a runtime that this
+    /// How many records of the journal could not be read and were put aside, until that is accepted, and whose records wait for a runtime that this
     /// keeper does not have.
     pub fn unread_records(&self) -> (usize, Vec<SandboxKey>) {
-        (self.inner.unowned.damaged, self.inner.unowned.unserved.clone())
+        (self.inner.unowned.damaged.load(Ordering::Relaxed), self.inner.unowned.unserved.clone())
     }
 
     /// Why nothing can be written down at the moment, if that is so: nothing new is started then.

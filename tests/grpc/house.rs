@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// Runs a test on one core, and then on two.
 pub(crate) fn on_one_core_and_on_two<F: Future<Output = ()>>(test: impl Fn() -> F) {

@@ -1,7 +1,6 @@
 //! Watches: order, resumption, and slow readers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use sandkeeper::spec::SandboxSpec;
 use sandkeeper::surface::grpc::Watching;
@@ -135,7 +134,6 @@ fn a_slow_watcher_gets_a_snapshot_and_slows_nobody() {
                 seen += 1;
             }
         }
-        let begun = std::time::Instant::now();
         let caught_up = loop {
             match next(&mut slow).await {
                 Item::Event(event) => {
@@ -144,7 +142,6 @@ fn a_slow_watcher_gets_a_snapshot_and_slows_nobody() {
                 }
                 Item::Snapshot(snapshot) => break snapshot,
             }
-            assert!(begun.elapsed() < Duration::from_secs(100));
         };
         assert!(caught_up.next_sequence > sequence && caught_up.sandboxes.len() == keys.len());
         house.keeper.pause(&keys[0]).await.unwrap();

@@ -17,7 +17,7 @@ use sandkeeper::{ErrorKind, SandboxKey};
 
 use crate::support::*;
 
-/// Tells the executable to be a host: the state directory, and what to do there.
+/// Tells the executable to be a host: a file with the state directory, and what to do there.
 const HOST: &str = "SANDKEEPER_TEST_HOST";
 
 const SOON: Duration = Duration::from_secs(10);
@@ -37,6 +37,8 @@ enum Kind {
     Ended,
     /// Being set up, and frozen in that.
     Stuck,
+    /// Made and ended over and over, from this life on, each a thousand lives apart.
+    Churn,
 }
 
 impl Kind {
@@ -49,6 +51,7 @@ impl Kind {
             Self::Created => "created".to_owned(),
             Self::Ended => "ended".to_owned(),
             Self::Stuck => "stuck".to_owned(),
+            Self::Churn => "churn".to_owned(),
         }
     }
 
@@ -62,13 +65,14 @@ impl Kind {
             "created" => Self::Created,
             "ended" => Self::Ended,
             "stuck" => Self::Stuck,
+            "churn" => Self::Churn,
             _ => panic!("{text}"),
         }
     }
 
     fn spec(&self) -> SandboxSpec {
         match self {
-            Self::Sleeper | Self::Paused | Self::Created | Self::Stuck => sleeper(),
+            Self::Sleeper | Self::Paused | Self::Created | Self::Stuck | Self::Churn => sleeper(),
             Self::Heart(file) => heartbeat(file),
             Self::Seven(file) => {
                 let mut spec = shell("while ! test -e /mnt/flag; do sleep 0.01; done; exit 7");
@@ -95,6 +99,7 @@ fn config(dir: &Path) -> LinuxConfig {
 #[test]
 fn host_to_kill() {
     let Ok(told) = std::env::var(HOST) else { return };
+    let told = std::fs::read_to_string(told).unwrap();
     let mut lines = told.lines();
     let dir = PathBuf::from(lines.next().unwrap());
     let jobs: Vec<String> = lines.map(str::to_owned).collect();
@@ -105,6 +110,10 @@ fn host_to_kill() {
             let [id, life, kind] = job.split(' ').collect::<Vec<_>>()[..] else { panic!("{job}") };
             let (life, kind) = (Life(life.parse().unwrap()), Kind::parse(kind));
             let instance = instance(&recorder, id, life, kind.spec());
+            if matches!(kind, Kind::Churn) {
+                tokio::spawn(churn(Arc::clone(&runtime), Arc::clone(&recorder), id.to_owned(), life.0));
+                continue;
+            }
             runtime.create(&instance).await.unwrap();
             let mut pid = 0;
             if matches!(kind, Kind::Stuck) {
@@ -132,6 +141,24 @@ fn host_to_kill() {
     });
 }
 
+/// Makes and ends one sandbox after the other: pause leaders, and processes with a root and without.
+async fn churn(runtime: Arc<LinuxRuntime>, recorder: Arc<Recorder>, id: String, first: u64) {
+    for life in first.. {
+        let spec = match life % 3 {
+            0 => sleeper(),
+            1 => shell("exit 5"),
+            _ => shell("sleep 100"),
+        };
+        let instance = instance(&recorder, &id, Life(life), spec);
+        runtime.create(&instance).await.unwrap();
+        runtime.start(&instance).await.unwrap();
+        if life % 2 == 0 {
+            runtime.stop(&instance, Urgency::Now).await.unwrap();
+        }
+        runtime.delete(&instance).await.unwrap();
+    }
+}
+
 fn instance(recorder: &Arc<Recorder>, id: &str, life: Life, spec: SandboxSpec) -> Arc<Instance> {
     let key = SandboxKey::new("default", id).unwrap();
     Instance::new(key, life, Arc::new(spec), Arc::clone(recorder) as Arc<dyn Observer>)
@@ -151,9 +178,15 @@ impl Host {
         for (id, life, kind) in jobs {
             told += &format!("\n{id} {life} {}", kind.text());
         }
+        let jobs_file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&jobs_file, told).unwrap();
+        #[expect(
+            clippy::zombie_processes,
+            reason = "it is waited for when it is killed; else the test fails"
+        )]
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["adoption::host_to_kill", "--exact", "--nocapture"])
-            .env(HOST, told)
+            .env(HOST, jobs_file.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -186,9 +219,14 @@ impl Host {
             kill(*pid);
         }
         for pid in &self.zygotes {
-            eventually("the zygote goes", SOON, || !process_exists(*pid));
+            eventually("the zygote ends", SOON, || has_ended(*pid));
         }
     }
+}
+
+/// Whether a process that is not our child has ended. Whoever inherits it reaps it in their own time.
+fn has_ended(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z 1 "))
 }
 
 impl Drop for Host {
@@ -283,7 +321,7 @@ impl Next {
         assert!(!root.exists(), "{} is left", root.display());
         assert!(!dir.join("zygotes").exists(), "sockets are left");
         for pid in usage.zygotes {
-            eventually("the zygote goes", SOON, || !process_exists(pid));
+            eventually("the zygote ends", SOON, || has_ended(pid));
         }
     }
 }
@@ -421,7 +459,7 @@ fn the_groups_lead_to_the_sandboxes_where_the_zygotes_do_not() {
             next.close(&state).await;
             // Whoever has inherited them reaps them in their own time.
             for pid in host.pids.values().filter(|pid| **pid != 0) {
-                eventually("the process goes", SOON, || !process_exists(*pid));
+                eventually("the process ends", SOON, || has_ended(*pid));
             }
         });
     }
@@ -481,6 +519,8 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
     let mut host = Host::start(&state, &jobs);
     host.kill();
     let root = place.root().unwrap();
+    // As if it had been killed before it came to mark it.
+    std::fs::create_dir(root.join("default@fresh")).unwrap();
     let unmarked = root.join("default@foreign");
     std::fs::create_dir(&unmarked).unwrap();
     let mut foreigner = Bystander::new();
@@ -489,6 +529,7 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
     rustix::fs::setxattr(root.join("default@d"), "user.sandkeeper", b"nonsense", flags).unwrap();
     block_on(async {
         let next = Next::new(&state);
+        assert!(!root.join("default@fresh").exists());
         let known = |key: &SandboxKey| key.id().as_str() == "a";
         let survivors = next.runtime.survivors(&known).await.unwrap();
         let mut listed: Vec<_> =
@@ -689,7 +730,7 @@ fn zygotes_that_nobody_comes_back_to_end() {
     let root = place.root().unwrap();
     host.kill();
     for pid in &host.zygotes {
-        eventually("the zygote goes", SOON, || !process_exists(*pid));
+        eventually("the zygote ends", SOON, || has_ended(*pid));
     }
     eventually("the root goes", SOON, || !root.exists());
     assert_eq!(std::fs::read_dir(place.state().join("zygotes")).unwrap().count(), 0);
@@ -697,13 +738,13 @@ fn zygotes_that_nobody_comes_back_to_end() {
     let mut host = Host::start(&place.state(), &[("a", 11, Kind::Sleeper)]);
     host.kill();
     eventually("the idle one goes", SOON, || {
-        host.zygotes.iter().filter(|pid| process_exists(**pid)).count() == 1
+        host.zygotes.iter().filter(|pid| !has_ended(**pid)).count() == 1
     });
-    let keepers: Vec<u32> = host.zygotes.iter().copied().filter(|pid| process_exists(*pid)).collect();
+    let keepers: Vec<u32> = host.zygotes.iter().copied().filter(|pid| !has_ended(*pid)).collect();
     for entry in std::fs::read_dir(place.state().join("zygotes")).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
     }
-    eventually("the other one goes", SOON, || !process_exists(keepers[0]));
+    eventually("the other one ends", SOON, || has_ended(keepers[0]));
     block_on(async {
         let next = Next::new(&place.state());
         let a = next.instance("a", 11, &Kind::Sleeper);
@@ -828,6 +869,12 @@ fn born_as(pid: u32) -> Option<Bystander> {
     None
 }
 
+/// What this process has used of a core.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// Goal: adoption is quick. Method: many sandboxes, timed; the figures are for whoever runs it alone.
 #[test]
 fn many_survivors_are_adopted() {
@@ -844,7 +891,7 @@ fn many_survivors_are_adopted() {
         let next = Next::new(&state);
         let made = start.elapsed();
         let instances: Vec<_> = jobs.iter().map(|(id, life, kind)| next.instance(id, *life, kind)).collect();
-        let start = std::time::Instant::now();
+        let (start, used) = (std::time::Instant::now(), cpu_time());
         let mut tasks = tokio::task::JoinSet::new();
         for chunk in instances.chunks(count.div_ceil(64)) {
             let (runtime, chunk) = (Arc::clone(&next.runtime), chunk.to_vec());
@@ -857,10 +904,66 @@ fn many_survivors_are_adopted() {
         while let Some(done) = tasks.join_next().await {
             done.unwrap();
         }
-        eprintln!("{count} survivors: the backend {made:?}, reattached {:?}", start.elapsed());
+        let (took, used) = (start.elapsed(), cpu_time() - used);
+        eprintln!("{count} survivors: the backend {made:?}; reattached in {took:?}, of {used:?} on a core");
         for instance in &instances {
             next.delete(instance).await;
         }
         next.close(&state).await;
     });
+}
+
+/// Field case C04. Goal: wherever a host is killed, what it was making is found or gone, and can be ended. Method: kill hosts that
+/// make and end sandboxes as fast as they can; reattach what their groups say, end the rest, and count what is left.
+#[test]
+fn a_host_killed_at_any_moment_leaves_nothing_that_is_not_found() {
+    let jobs: Vec<(String, u64)> = (0..6).map(|i| (format!("c-{i}"), 1_000_000 * (i + 1))).collect();
+    let jobs: Vec<(&str, u64, Kind)> =
+        jobs.iter().map(|(id, life)| (id.as_str(), *life, Kind::Churn)).collect();
+    let place = Place::new();
+    let state = place.state();
+    let (mut running, mut ended, mut created) = (0, 0, 0);
+    for round in 0..size(12, 200) {
+        let mut host = Host::start(&state, &jobs);
+        let moment = Duration::from_micros(scatter(round as u64) % 60_000);
+        block_on(async { tokio::time::sleep(moment).await });
+        host.kill();
+        block_on(async {
+            let next = Next::new(&state);
+            let children = || {
+                let list =
+                    |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+                next.runtime.usage().zygotes.iter().map(list).collect::<String>()
+            };
+            for survivor in next.runtime.survivors(&|_| false).await.unwrap() {
+                let kind = if survivor.life.0.is_multiple_of(3) { Kind::Sleeper } else { Kind::Ended };
+                let instance = next.instance(survivor.key.id().as_str(), survivor.life.0, &kind);
+                if scatter(survivor.life.0).is_multiple_of(3) {
+                    tokio::time::timeout(SOON, next.runtime.end_survivor(&survivor))
+                        .await
+                        .expect("it ends")
+                        .unwrap();
+                    continue;
+                }
+                match next.reattach(&instance).await {
+                    Reality::Running { started, .. } => {
+                        assert!(process_exists(started.pid));
+                        running += 1;
+                    }
+                    Reality::Ended(exit) => {
+                        let reasons = [ExitReason::Exited(5), ExitReason::Signalled(9)];
+                        assert!(reasons.contains(&exit.reason), "{survivor:?} {exit:?}");
+                        ended += 1;
+                    }
+                    Reality::Created => created += 1,
+                    Reality::Absent => panic!("{survivor:?} is not found"),
+                }
+                next.delete(&instance).await;
+            }
+            eventually(&format!("round {round}: no child is left"), SOON, || children().is_empty());
+            next.close(&state).await;
+        });
+    }
+    eprintln!("{running} ran, {ended} had ended, {created} were only created");
+    assert!(running + ended + created > 0);
 }

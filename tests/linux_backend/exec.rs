@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandkeeper::ErrorKind;
 use sandkeeper::model::ExitReason;
@@ -120,6 +120,33 @@ fn output_and_status_come_through_and_input_is_read() {
             finish(exec)
         );
         assert_eq!((reason, out), (ExitReason::Exited(0), format!("{text}end\n")));
+        bed.delete(&instance).await;
+        bed.close().await;
+    });
+}
+
+/// Goal: nothing accumulates over many programs one after the other, which are timed besides.
+#[test]
+fn one_program_after_the_other() {
+    block_on(async {
+        let bed = Bed::new();
+        let instance = bed.instance("x", shell("exec sleep 1000"));
+        bed.run(&instance).await;
+        let mut request = script("");
+        request.process.args = vec!["/bin/true".to_owned()];
+        let (mut begun, mut ended) = (Vec::new(), Vec::new());
+        for _ in 0..size(100, 1_000) {
+            let start = Instant::now();
+            let exec = bed.runtime.exec(&instance, &request).await.unwrap();
+            begun.push(start.elapsed());
+            assert_eq!(exec.exit.await, ExitReason::Exited(0));
+            ended.push(start.elapsed());
+        }
+        for (what, times) in [("executed", &mut begun), ("ended", &mut ended)] {
+            times.sort();
+            eprintln!("{what}: p50 {:?}, p99 {:?}", times[times.len() / 2], times[times.len() * 99 / 100]);
+        }
+        eventually("no child but the leader is left", Duration::from_secs(20), || children(&bed) == 1);
         bed.delete(&instance).await;
         bed.close().await;
     });
@@ -324,6 +351,12 @@ fn a_dropped_program_is_killed_with_all_it_has_started() {
                 }
             }
         }
+        // One that has undone the kernel's tie to its parent, where there is a tool for that.
+        let untie = "command -v setpriv >&2 && exec setpriv --pdeathsig clear sh -c 'echo up; exec sleep 1000'; echo up; exec sleep 1000";
+        let mut exec = bed.runtime.exec(&instance, &script(untie)).await.unwrap();
+        line(&mut exec, "up\n").await;
+        drop(exec);
+        eventually("it is gone", Duration::from_secs(20), || living(&group) == before.0);
         eventually("no child but the leader is left", Duration::from_secs(20), || children(&bed) == 1);
         eventually("nor a descriptor", Duration::from_secs(20), || {
             bed.runtime.usage().descriptors == before.1
@@ -405,6 +438,32 @@ fn many_programs_at_once_leave_nothing() {
         eventually("no descriptor is left", late, || bed.runtime.usage().descriptors == before.1);
         bed.delete(&instance).await;
         Arc::try_unwrap(bed).ok().expect("all tasks are over").close().await;
+    });
+}
+
+/// Goal: a program does not need the zygote that made it. Its status is then where the kernel keeps it, if it does (Linux 6.15).
+#[test]
+fn a_program_goes_on_when_its_zygote_is_killed() {
+    block_on(async {
+        let bed = Bed::new();
+        let instance = bed.instance("x", shell("exec sleep 1000"));
+        bed.run(&instance).await;
+        let request = ExecRequest { stdin: true, ..script("echo up; read line; echo $line; exit 7") };
+        let mut exec = bed.runtime.exec(&instance, &request).await.unwrap();
+        line(&mut exec, "up\n").await;
+        let zygotes = bed.runtime.usage().zygotes;
+        zygotes.iter().for_each(|pid| kill(*pid));
+        eventually("others take their place", Duration::from_secs(20), || {
+            let now = bed.runtime.usage().zygotes;
+            now.len() == zygotes.len() && now.iter().all(|pid| !zygotes.contains(pid))
+        });
+        exec.stdin.as_mut().unwrap().write_all(b"still here\n").await.unwrap();
+        line(&mut exec, "still here\n").await;
+        let reason = within("its end", &mut exec.exit).await;
+        assert!(matches!(reason, ExitReason::Exited(7) | ExitReason::Lost), "{reason:?}");
+        assert_eq!(run(&bed, &instance, "exit 3").await.0, ExitReason::Exited(3), "another runs the next");
+        bed.delete(&instance).await;
+        bed.close().await;
     });
 }
 

@@ -143,6 +143,7 @@ fn a_flood_is_bounded_and_its_newest_part_kept() {
         let bed = place.bed();
         const BOUND: u64 = 256 * 1024;
         let instance = bed.instance("x", logging("seq 1500000; echo end >&2", BOUND));
+        let start = std::time::Instant::now();
         bed.run(&instance).await;
         let dir = place.0.join("default@x");
         let (mut from, mut seen, mut dropped) = (0, 0, 0);
@@ -174,6 +175,7 @@ fn a_flood_is_bounded_and_its_newest_part_kept() {
             from = page.next;
         };
         assert_eq!(exit.reason, ExitReason::Exited(0));
+        eprintln!("{from} bytes of log, written and read, in {:?}", start.elapsed());
         assert!(from > 10_000_000, "{from}");
         let kept = whole(&bed, &instance, 64 * 1024).await;
         assert_eq!(kept.err, b"end\n");

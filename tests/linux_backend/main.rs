@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr)] // The figures of a test are for whoever runs it alone.
 
 mod adoption;
+mod descriptors;
 mod exec;
 mod exits;
 mod freeze;

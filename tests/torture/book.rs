@@ -50,7 +50,13 @@ impl Kind {
         }
         let mounts = vec![Mount { source: hearts.dir.clone(), target: INSIDE.into(), writable: true }];
         let network = if self == Self::Stubborn { Network::None } else { Network::New };
-        SandboxSpec { root: RootFs::HostReadOnly, process: Some(process), mounts, network, ..SandboxSpec::default() }
+        SandboxSpec {
+            root: RootFs::HostReadOnly,
+            process: Some(process),
+            mounts,
+            network,
+            ..SandboxSpec::default()
+        }
     }
 }
 
@@ -105,7 +111,6 @@ pub(crate) enum Wrong {
 pub(crate) struct Fault {
     pub(crate) wrong: Wrong,
     pub(crate) what: String,
-    pub(crate) history: Vec<String>,
 }
 
 /// How often what happened.
@@ -187,12 +192,13 @@ impl Book {
 
     /// Notes a fault, and says so at once.
     pub(crate) fn fault(&self, wrong: Wrong, what: String, page: Option<&Page>) {
-        let history = page.map(|page| page.entries.lock().expect("no panic").history.clone()).unwrap_or_default();
+        let history =
+            page.map(|page| page.entries.lock().expect("no panic").history.clone()).unwrap_or_default();
         crate::say(&format!("WRONG ({wrong:?}): {what}"));
         for line in &history {
             crate::say(&format!("    {line}"));
         }
-        self.faults.lock().expect("no panic").push(Fault { wrong, what, history });
+        self.faults.lock().expect("no panic").push(Fault { wrong, what });
     }
 
     pub(crate) fn wrongs(&self, wrong: Wrong) -> usize {
@@ -218,7 +224,10 @@ impl Book {
         }
         page.note(
             self.elapsed(),
-            &format!("#{}..{} client {client}: {:?} → {:?}", step.called, step.answered, step.verb, step.outcome),
+            &format!(
+                "#{}..{} client {client}: {:?} → {:?}",
+                step.called, step.answered, step.verb, step.outcome
+            ),
         );
         let unexplained = page.enter(step);
         if let Some(unexplained) = unexplained {
@@ -229,7 +238,8 @@ impl Book {
 
 /// An error's text without what differs from case to case.
 fn kind_of(page: &Page, error: &str) -> String {
-    let text: String = error.replace(page.key.as_str(), "…").chars().filter(|c| !c.is_ascii_digit()).collect();
+    let text: String =
+        error.replace(page.key.as_str(), "…").chars().filter(|c| !c.is_ascii_digit()).collect();
     text.chars().take(160).collect()
 }
 
@@ -258,7 +268,8 @@ impl Page {
             let next = model::possible(&certain, std::slice::from_ref(&step), self.kind == Kind::Mortal);
             let next = next.unwrap_or_default();
             if next.is_empty() {
-                unexplained = Some(format!("{:?} was answered {:?}, but it was {certain:?}", step.verb, step.outcome));
+                unexplained =
+                    Some(format!("{:?} was answered {:?}, but it was {certain:?}", step.verb, step.outcome));
             }
             if let Some(why) = refused_wrongly(&step, &certain) {
                 unexplained = Some(why);

@@ -85,8 +85,12 @@ impl Check<'_> {
             };
             let restless: Vec<_> = all.iter().filter(|status| !is_at_rest(status)).collect();
             if restless.is_empty() {
-                let name = |status: &SandboxStatus| SandboxKey::new(&status.namespace, &status.id).map(|key| key.file_name(255));
-                return Some(all.into_iter().filter_map(|status| Some((name(&status).ok()?, status))).collect());
+                let name = |status: &SandboxStatus| {
+                    SandboxKey::new(&status.namespace, &status.id).map(|key| key.file_name(255))
+                };
+                return Some(
+                    all.into_iter().filter_map(|status| Some((name(&status).ok()?, status))).collect(),
+                );
             }
             if begun.elapsed() > COMING_TO_REST {
                 for status in restless {
@@ -112,11 +116,19 @@ impl Check<'_> {
                 let possible = model::possible(&entries.known, &entries.steps, mortal);
                 let steps = std::mem::take(&mut entries.steps);
                 let found = possible.as_ref().map(|possible| model::matching(possible, stage, life));
-                let any = [true, false].map(|kept| State { stage, kept: kept && stage != Stage::Gone, life: Some(life) });
+                let any = [true, false].map(|kept| State {
+                    stage,
+                    kept: kept && stage != Stage::Gone,
+                    life: Some(life),
+                });
                 entries.known = match &found {
                     Some(found) if !found.is_empty() => found.clone(),
                     // Too many ways, or a fault: what is there is what is gone on from.
-                    _ => any.into_iter().map(|state| model::matching(&BTreeSet::from([state]), stage, life)).flatten().collect(),
+                    _ => any
+                        .into_iter()
+                        .map(|state| model::matching(&BTreeSet::from([state]), stage, life))
+                        .flatten()
+                        .collect(),
                 };
                 entries.certain = Some(entries.known.clone()).filter(|_| !page.shared);
                 (possible, found, steps)
@@ -127,10 +139,15 @@ impl Check<'_> {
                 && found.is_empty()
             {
                 let only_alive = !possible.is_empty() && possible.iter().all(|state| state.stage.is_alive());
-                let nobody_ended = steps.iter().all(|step| matches!(step.outcome, Outcome::Done(_) | Outcome::Refused(_)));
-                let wrong =
-                    if stage == Stage::Stopped && only_alive && nobody_ended { Wrong::Disturbed } else { Wrong::Lost };
-                let what = format!("{} is {stage:?} life {life}, and can only be one of {possible:?}", page.key);
+                let nobody_ended =
+                    steps.iter().all(|step| matches!(step.outcome, Outcome::Done(_) | Outcome::Refused(_)));
+                let wrong = if stage == Stage::Stopped && only_alive && nobody_ended {
+                    Wrong::Disturbed
+                } else {
+                    Wrong::Lost
+                };
+                let what =
+                    format!("{} is {stage:?} life {life}, and can only be one of {possible:?}", page.key);
                 self.book.fault(wrong, what, Some(page));
             }
             if let Some(status) = status {
@@ -145,8 +162,17 @@ impl Check<'_> {
 
     fn unreadable(&self, page: &Page, is_unreadable: bool) {
         if is_unreadable {
-            *self.book.errors.lock().expect("no panic").entry("unchecked: too many ways".to_owned()).or_default() += 1;
-            page.note(self.book.elapsed(), "not checked: there are too many ways in which it may have come about");
+            *self
+                .book
+                .errors
+                .lock()
+                .expect("no panic")
+                .entry("unchecked: too many ways".to_owned())
+                .or_default() += 1;
+            page.note(
+                self.book.elapsed(),
+                "not checked: there are too many ways in which it may have come about",
+            );
         }
     }
 
@@ -154,7 +180,11 @@ impl Check<'_> {
     fn compare_exit(&self, page: &Page, stage: Stage, status: &SandboxStatus) {
         let Some(exit) = &status.exit else {
             if stage == Stage::Stopped {
-                self.book.fault(Wrong::Answer, format!("{} is stopped, and nothing tells how", page.key), Some(page));
+                self.book.fault(
+                    Wrong::Answer,
+                    format!("{} is stopped, and nothing tells how", page.key),
+                    Some(page),
+                );
             }
             return;
         };
@@ -203,7 +233,11 @@ impl Check<'_> {
             }
         }
         for (name, _) in world.inside.iter().filter(|(name, _)| !world.groups.contains_key(*name)) {
-            wrongs.push((Wrong::LeftBehind, page(name), format!("processes in a cgroup {name} that is gone")));
+            wrongs.push((
+                Wrong::LeftBehind,
+                page(name),
+                format!("processes in a cgroup {name} that is gone"),
+            ));
         }
         for process in &world.astray {
             wrongs.push((Wrong::LeftBehind, None, format!("a process outside of every cgroup: {process:?}")));
@@ -214,12 +248,19 @@ impl Check<'_> {
         let zygotes: Vec<&Process> = world.zygotes.iter().filter(|process| !process.zombie).collect();
         if zygotes.len() != world.doors.len() || zygotes.len() > self.cores {
             let what = format!(
-                "{} zygotes and {} sockets for {} cores: {zygotes:?}", zygotes.len(), world.doors.len(), self.cores
+                "{} zygotes and {} sockets for {} cores: {zygotes:?}",
+                zygotes.len(),
+                world.doors.len(),
+                self.cores
             );
             wrongs.push((Wrong::Doubled, None, what));
         }
         for (name, path) in world.named_files.iter().filter(|(name, _)| !said.contains_key(*name)) {
-            wrongs.push((Wrong::LeftBehind, page(name), format!("a file of one that is gone: {}", path.display())));
+            wrongs.push((
+                Wrong::LeftBehind,
+                page(name),
+                format!("a file of one that is gone: {}", path.display()),
+            ));
         }
         for mount in world.mounts.difference(self.mounts_before) {
             wrongs.push((Wrong::LeftBehind, None, format!("a mount: {mount}")));
@@ -236,7 +277,8 @@ impl Check<'_> {
         wrongs: &mut Vec<(Wrong, Option<&'a Page>, String)>,
     ) {
         let page = self.book.pages.iter().find(|page| page.key.file_name(255) == *name);
-        let leaders: Vec<&Process> = inside.iter().filter(|process| process.is_leader && !process.zombie).collect();
+        let leaders: Vec<&Process> =
+            inside.iter().filter(|process| process.is_leader && !process.zombie).collect();
         match leaders[..] {
             [leader] if leader.pid == status.pid => {}
             [] => wrongs.push((Wrong::Lost, page, format!("{name} is {}, and has no leader", status.phase))),
@@ -247,13 +289,18 @@ impl Check<'_> {
             _ => wrongs.push((Wrong::Doubled, page, format!("{name} has several leaders: {leaders:?}"))),
         }
         let others = inside.iter().filter(|process| !process.is_leader);
-        let (hearts, programs): (Vec<&Process>, Vec<&Process>) =
-            others.partition(|process| process.arguments.iter().any(|argument| argument.contains(&self.book.hearts.token)));
+        let (hearts, programs): (Vec<&Process>, Vec<&Process>) = others.partition(|process| {
+            process.arguments.iter().any(|argument| argument.contains(&self.book.hearts.token))
+        });
         if hearts.len() > 1 {
             wrongs.push((Wrong::Doubled, page, format!("{name} has several main processes: {hearts:?}")));
         }
         if status.phase == "running" && !programs.is_empty() {
-            wrongs.push((Wrong::LeftBehind, page, format!("{name}: programs that nobody waits for: {programs:?}")));
+            wrongs.push((
+                Wrong::LeftBehind,
+                page,
+                format!("{name}: programs that nobody waits for: {programs:?}"),
+            ));
         }
     }
 
@@ -291,7 +338,11 @@ impl Check<'_> {
         tokio::time::sleep(STILL).await;
         for (page, (stage, life), beats) in before {
             for line in files.doubled(&page.id) {
-                self.book.fault(Wrong::Doubled, format!("{}: two hearts at one time: {line}", page.key), Some(page));
+                self.book.fault(
+                    Wrong::Doubled,
+                    format!("{}: two hearts at one time: {line}", page.key),
+                    Some(page),
+                );
                 let _ = files.prepare(&page.id);
             }
             match stage {
@@ -314,7 +365,9 @@ impl Check<'_> {
         let now = loop {
             let now = self.book.hearts.beats(&page.id);
             // Two beats of one heart: it has begun, and goes on.
-            if now.heart == before.heart && now.count > before.count || now.heart != before.heart && now.count > 0 {
+            if now.heart == before.heart && now.count > before.count
+                || now.heart != before.heart && now.count > 0
+            {
                 break now;
             }
             if begun.elapsed() > SETTLING {
@@ -337,7 +390,9 @@ impl Check<'_> {
             let world = self.sight.look(root.as_deref());
             let mut left: Vec<String> = Vec::new();
             left.extend(world.groups.keys().map(|name| format!("cgroup {name}")));
-            left.extend(root.iter().filter(|root| root.exists()).map(|root| format!("cgroup {}", root.display())));
+            left.extend(
+                root.iter().filter(|root| root.exists()).map(|root| format!("cgroup {}", root.display())),
+            );
             let processes = world.inside.values().flatten().chain(&world.zygotes).chain(&world.astray);
             left.extend(processes.map(|process| format!("process {process:?}")));
             left.extend(world.doors.iter().chain(&world.dead_doors).map(|name| format!("socket {name}")));
@@ -347,7 +402,8 @@ impl Check<'_> {
                 return;
             }
             if begun.elapsed() > within {
-                left.into_iter().for_each(|what| self.book.fault(Wrong::LeftBehind, format!("at the end: {what}"), None));
+                left.into_iter()
+                    .for_each(|what| self.book.fault(Wrong::LeftBehind, format!("at the end: {what}"), None));
                 return;
             }
             tokio::time::sleep(PAUSE).await;

@@ -84,8 +84,8 @@ impl Asker {
     async fn command(&mut self, line: &mut Client, page: &Page) {
         use Verb::*;
         let verbs = [
-            Run, Run, Run, Run, Run, Start, Start, Stop, Stop, Shutdown, Shutdown, Pause, Pause, Pause, Resume, Resume,
-            Resume, Define, Define, Prepare, Create,
+            Run, Run, Run, Run, Run, Start, Start, Stop, Stop, Shutdown, Shutdown, Pause, Pause, Pause,
+            Resume, Resume, Resume, Define, Define, Prepare, Create,
         ];
         let verb = *self.dice.choose(&verbs);
         let graces = [Duration::ZERO, Duration::ZERO, Duration::from_millis(40), Duration::from_millis(400)];
@@ -121,7 +121,9 @@ impl Asker {
             // Refused by a daemon that is not ready for it, which says when to try again.
             ErrorKind::Unavailable if error.retry_hint().is_some() => Outcome::Refused(text),
             ErrorKind::NotFound | ErrorKind::ResourceExhausted => Outcome::Refused(text),
-            ErrorKind::FailedPrecondition if matches!(verb, Verb::Pause | Verb::Resume) => Outcome::Refused(text),
+            ErrorKind::FailedPrecondition if matches!(verb, Verb::Pause | Verb::Resume) => {
+                Outcome::Refused(text)
+            }
             ErrorKind::FailedPrecondition | ErrorKind::Aborted => Outcome::Failed(text),
             ErrorKind::Internal
             | ErrorKind::AlreadyExists
@@ -132,7 +134,14 @@ impl Asker {
                 Outcome::Lost(text)
             }
             ErrorKind::DeadlineExceeded => {
-                *self.crowd.book.errors.lock().expect("no panic").entry(format!("{verb:?}: deadline")).or_default() += 1;
+                *self
+                    .crowd
+                    .book
+                    .errors
+                    .lock()
+                    .expect("no panic")
+                    .entry(format!("{verb:?}: deadline"))
+                    .or_default() += 1;
                 Outcome::Lost(text)
             }
             _ => Outcome::Lost(text),
@@ -150,14 +159,20 @@ impl Asker {
                     let life = status.life;
                     (Stage::of_phase(&status.phase), Some(life), format!("{} life {life}", status.phase))
                 }
-                Err(error) if error.kind() == ErrorKind::NotFound => (Some(Stage::Gone), None, error.to_string()),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    (Some(Stage::Gone), None, error.to_string())
+                }
                 Err(_) => return self.line = None,
             }
         } else {
             match line.ping(&page.key).await {
                 Ok(pong) if pong.marks.iter().any(|mark| mark == "recovering") => return,
-                Ok(pong) => (Stage::of_phase(&pong.phase), Some(pong.life), format!("{} at a ping", pong.phase)),
-                Err(error) if error.kind() == ErrorKind::NotFound => (Some(Stage::Gone), None, error.to_string()),
+                Ok(pong) => {
+                    (Stage::of_phase(&pong.phase), Some(pong.life), format!("{} at a ping", pong.phase))
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    (Some(Stage::Gone), None, error.to_string())
+                }
                 // It is there, and does not run.
                 Err(error) if error.kind() == ErrorKind::FailedPrecondition => return,
                 Err(_) => return self.line = None,

@@ -100,7 +100,10 @@ impl Daemon {
         let begun = Instant::now();
         loop {
             if let Some(ended) = self.ended() {
-                return Err(format!("the daemon has ended while it came up: {ended:?}\n{}", place.last_words()));
+                return Err(format!(
+                    "the daemon has ended while it came up: {ended:?}\n{}",
+                    place.last_words()
+                ));
             }
             if let Ok(mut client) = Client::connect(&place.socket).await
                 && client.version().await.is_ok_and(|version| version.pid == self.pid())
@@ -108,7 +111,10 @@ impl Daemon {
                 return Ok(client);
             }
             if begun.elapsed() > COMING_UP {
-                return Err(format!("the daemon does not answer within {COMING_UP:?}\n{}", place.last_words()));
+                return Err(format!(
+                    "the daemon does not answer within {COMING_UP:?}\n{}",
+                    place.last_words()
+                ));
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -42,7 +42,8 @@ fn write(file: &File, place: u64, number: u64) -> std::io::Result<()> {
 pub(crate) fn beat(arguments: &[String]) -> ! {
     let [id, _token, most] = arguments else { panic!("three arguments are needed") };
     let most: u64 = most.parse().expect("a number");
-    let open = |name: String| File::options().read(true).append(name.ends_with(".lives")).write(true).open(name);
+    let open =
+        |name: String| File::options().read(true).append(name.ends_with(".lives")).write(true).open(name);
     let file = open(format!("{INSIDE}/{id}.beat")).expect("its file");
     let mut lives = open(format!("{INSIDE}/{id}.lives")).expect("its lives");
     let now = birthday();

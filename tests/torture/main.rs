@@ -25,8 +25,11 @@ use clap::Parser;
 /// that every acknowledged command is visible, that no sandbox has two leaders, that nothing exists without a record, and that
 /// no sandbox was disturbed. The exit code is 1 if anything was wrong.
 #[derive(Parser, Debug)]
-#[command(name = "torture", after_help = "The seed decides what is asked and when the daemon is killed. What the machine makes \
-    of it differs from run to run; the seed makes a fault likely to come again, and not certain to.")]
+#[command(
+    name = "torture",
+    after_help = "The seed decides what is asked and when the daemon is killed. What the machine makes \
+    of it differs from run to run; the seed makes a fault likely to come again, and not certain to."
+)]
 pub(crate) struct Arguments {
     /// Ends after so many kills at random moments.
     #[arg(long, default_value_t = 60)]
@@ -90,13 +93,15 @@ fn main() -> ExitCode {
         heart::beat(&told[1..]);
     }
     let arguments = Arguments::parse();
-    if arguments.list || arguments.filter.as_ref().is_some_and(|filter| !"torture".contains(filter.as_str())) {
+    if arguments.list || arguments.filter.as_ref().is_some_and(|filter| !"torture".contains(filter.as_str()))
+    {
         return ExitCode::SUCCESS;
     }
     model::try_itself();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a tokio runtime");
-    match runtime.block_on(run::run(&arguments)) {
+    // The clients share a thread; the daemon is another process.
+    match tokio::task::LocalSet::new().block_on(&runtime, run::run(&arguments)) {
         Ok(true) => {
             say("test result: ok. 1 passed; 0 failed; 0 ignored");
             ExitCode::SUCCESS

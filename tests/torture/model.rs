@@ -96,7 +96,8 @@ pub(crate) enum Outcome {
 /// How a mortal one may go on by itself: it ends.
 fn by_itself(states: &mut Vec<State>, mortal: bool) {
     if mortal {
-        let ended = states.iter().filter(|state| state.stage == Stage::Running).map(|state| state.to(Stage::Stopped));
+        let ended =
+            states.iter().filter(|state| state.stage == Stage::Running).map(|state| state.to(Stage::Stopped));
         states.extend(ended.collect::<Vec<_>>());
     }
 }
@@ -141,11 +142,17 @@ fn after(verb: Verb, outcome: &Outcome, state: State) -> Vec<State> {
     states.extend(done(verb, state, life));
     match (verb, state.stage) {
         (Verb::Prepare, stage) if !stage.is_alive() => {
-            states.extend([state.undone(), State { kept: true, ..state }.undone(), State { kept: true, ..state }]);
+            states.extend([
+                state.undone(),
+                State { kept: true, ..state }.undone(),
+                State { kept: true, ..state },
+            ]);
             states.retain(|state| state.stage != Stage::Gone || !state.kept);
         }
         (Verb::Create | Verb::Run | Verb::Start, stage) if !stage.is_alive() => states.push(state.undone()),
-        (Verb::Stop | Verb::Shutdown, Stage::Created) => states.extend([state.undone(), state.to(Stage::Stopped)]),
+        (Verb::Stop | Verb::Shutdown, Stage::Created) => {
+            states.extend([state.undone(), state.to(Stage::Stopped)])
+        }
         (Verb::Shutdown, stage) if stage.is_alive() => states.push(state.to(Stage::Stopped)),
         _ => {}
     }
@@ -168,7 +175,9 @@ const MOST: usize = 50_000;
 /// from its call to its answer. Nothing if there are too many ways.
 pub(crate) fn possible(from: &BTreeSet<State>, steps: &[Step], mortal: bool) -> Option<BTreeSet<State>> {
     let mut moments: Vec<(u64, bool, usize)> = Vec::new();
-    for (index, step) in steps.iter().enumerate().filter(|(_, step)| !matches!(step.outcome, Outcome::Refused(_))) {
+    for (index, step) in
+        steps.iter().enumerate().filter(|(_, step)| !matches!(step.outcome, Outcome::Refused(_)))
+    {
         moments.push((step.called, false, index));
         if !matches!(step.outcome, Outcome::Lost(_)) {
             moments.push((step.answered, true, index));
@@ -231,7 +240,8 @@ fn all_orders(
 /// Whether what was found is among what is possible.
 pub(crate) fn matching(possible: &BTreeSet<State>, stage: Stage, life: u64) -> BTreeSet<State> {
     let is_meant = |state: &&State| {
-        let lives = matches!(stage, Stage::Gone | Stage::Defined) || state.life.is_none_or(|known| known == life);
+        let lives =
+            matches!(stage, Stage::Gone | Stage::Defined) || state.life.is_none_or(|known| known == life);
         state.stage == stage && lives
     };
     let found = Some(life).filter(|_| !matches!(stage, Stage::Gone | Stage::Defined));
@@ -261,6 +271,9 @@ pub(crate) fn try_itself() {
     let ended = [started.clone(), step(Verb::Stop, lost(), 3, 4), step(Verb::Shutdown, acked(), 5, 6)];
     assert_eq!(stages(&ended), set(&[Stage::Gone]));
     let states = possible(&BTreeSet::from([State::GONE]), &[started], false).expect("few ways");
-    assert!(matching(&states, Stage::Running, 8).is_empty(), "another life is not the one that was acknowledged");
+    assert!(
+        matching(&states, Stage::Running, 8).is_empty(),
+        "another life is not the one that was acknowledged"
+    );
     assert!(!matching(&states, Stage::Running, 7).is_empty());
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use sandkeeper::failpoint;
 use sandkeeper::surface::grpc::Client;
+use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
 use crate::book::{Book, Wrong, count};
@@ -65,14 +66,19 @@ struct Run<'a> {
 /// Runs it all. Whether nothing was wrong.
 pub(crate) async fn run(arguments: &Arguments) -> Result<bool, String> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seed = arguments.seed.unwrap_or_else(|| now.map_or(1, |since| since.as_nanos() as u64 % 1_000_000_007));
+    let seed =
+        arguments.seed.unwrap_or_else(|| now.map_or(1, |since| since.as_nanos() as u64 % 1_000_000_007));
     say(&format!("seed {seed}"));
     for name in &arguments.only {
         if !failpoint::NAMES.contains(&name.as_str()) {
-            return Err(format!("there is no fail-point {name:?}; there are: {}", failpoint::NAMES.join(", ")));
+            return Err(format!(
+                "there is no fail-point {name:?}; there are: {}",
+                failpoint::NAMES.join(", ")
+            ));
         }
     }
-    let dir = directory(arguments.place.as_deref()).map_err(|error| format!("its directory cannot be made: {error}"))?;
+    let dir = directory(arguments.place.as_deref())
+        .map_err(|error| format!("its directory cannot be made: {error}"))?;
     let program = arguments.daemon.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_sandkeeper")));
     let token = format!("torture-{}-{seed}", std::process::id());
     let set_up = || -> std::io::Result<Book> {
@@ -84,7 +90,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<bool, String> {
     let crowd = Arc::new(Crowd {
         book: Arc::clone(&book),
         socket: place.socket.clone(),
-        gate: Arc::default(),
+        gate: Arc::new(RwLock::new(())),
         over: AtomicBool::new(false),
     });
     let mounts_before = sight.look(None).mounts;
@@ -101,7 +107,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<bool, String> {
     let clients: Vec<JoinHandle<()>> = (0..arguments.clients)
         .map(|number| {
             let dice = Dice::new(run.dice.next());
-            tokio::spawn(clients::ask(Arc::clone(&crowd), number, arguments.clients, dice))
+            tokio::task::spawn_local(clients::ask(Arc::clone(&crowd), number, arguments.clients, dice))
         })
         .collect();
     let outcome = tokio::select! {
@@ -208,7 +214,8 @@ impl Run<'_> {
     async fn start_and_check(&mut self) -> Result<Daemon, String> {
         let crowd = Arc::clone(&self.crowd);
         // Half the time they have been asking it while it recovered, half the time they have not.
-        let early = if self.dice.percent(50) { Some(Arc::clone(&crowd.gate).write_owned().await) } else { None };
+        let early =
+            if self.dice.percent(50) { Some(Arc::clone(&crowd.gate).write_owned().await) } else { None };
         let (mut daemon, mut client) = self.start(None).await?;
         let gate = match early {
             Some(gate) => gate,
@@ -251,8 +258,11 @@ impl Run<'_> {
         let begun = Instant::now();
         let limit = Duration::from_secs_f64(self.arguments.minutes * 60.0);
         let only = &self.arguments.only;
-        let names: Vec<&'static str> =
-            failpoint::NAMES.iter().copied().filter(|name| only.is_empty() || only.iter().any(|only| only == name)).collect();
+        let names: Vec<&'static str> = failpoint::NAMES
+            .iter()
+            .copied()
+            .filter(|name| only.is_empty() || only.iter().any(|only| only == name))
+            .collect();
         let mut misses: BTreeMap<&str, u64> = BTreeMap::new();
         let mut told = Instant::now();
         loop {
@@ -270,7 +280,8 @@ impl Run<'_> {
                 }
                 self.kill(&mut daemon);
                 let hit = self.until_it_dies_at(name).await?;
-                *misses.entry(name).or_default() = if hit { 0 } else { misses.get(name).copied().unwrap_or(0) + 1 };
+                *misses.entry(name).or_default() =
+                    if hit { 0 } else { misses.get(name).copied().unwrap_or(0) + 1 };
                 daemon = self.start_and_check().await?;
                 if told.elapsed() > Duration::from_secs(10) {
                     told = Instant::now();
@@ -283,7 +294,8 @@ impl Run<'_> {
     /// Starts a daemon that dies at a point, and waits until it has. Whether it did.
     async fn until_it_dies_at(&mut self, name: &'static str) -> Result<bool, String> {
         let armed = format!("{name}:{}", 1 + self.dice.below(6));
-        let mut daemon = self.place.start(Some(&armed), &[]).map_err(|error| format!("no daemon: {error}"))?;
+        let mut daemon =
+            self.place.start(Some(&armed), &[]).map_err(|error| format!("no daemon: {error}"))?;
         self.tally.starts += 1;
         self.book.note_everywhere(&format!("daemon {} started, to die at {armed}", daemon.pid()));
         match daemon.ends_within(REACHING).await {
@@ -292,9 +304,10 @@ impl Run<'_> {
                 self.book.note_everywhere(&format!("daemon {} died at {armed}", daemon.pid()));
                 Ok(true)
             }
-            Some(other) => {
-                Err(format!("the daemon was to die at {armed}, and has {other:?}\n{}", self.place.last_words()))
-            }
+            Some(other) => Err(format!(
+                "the daemon was to die at {armed}, and has {other:?}\n{}",
+                self.place.last_words()
+            )),
             None => {
                 self.kill(&mut daemon);
                 Ok(false)
@@ -314,7 +327,10 @@ impl Run<'_> {
         }
         let root = self.sight.root();
         self.ends_in_order(&mut daemon, "which leaves its sandboxes").await;
-        let mut last = self.place.start(None, &["--shutdown-sandboxes"]).map_err(|error| format!("no daemon: {error}"))?;
+        let mut last = self
+            .place
+            .start(None, &["--shutdown-sandboxes"])
+            .map_err(|error| format!("no daemon: {error}"))?;
         last.client(&self.place).await?;
         self.ends_in_order(&mut last, "which ends its sandboxes").await;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -362,8 +378,12 @@ impl Run<'_> {
             return Vec::new();
         }
         let only = &self.arguments.only;
-        let asked = failpoint::NAMES.iter().filter(|name| only.is_empty() || only.iter().any(|only| only == *name));
-        asked.copied().filter(|name| self.tally.hits.get(name).copied().unwrap_or(0) < self.arguments.failpoints).collect()
+        let asked =
+            failpoint::NAMES.iter().filter(|name| only.is_empty() || only.iter().any(|only| only == *name));
+        asked
+            .copied()
+            .filter(|name| self.tally.hits.get(name).copied().unwrap_or(0) < self.arguments.failpoints)
+            .collect()
     }
 
     fn is_sound(&self) -> bool {
@@ -378,6 +398,8 @@ impl Run<'_> {
         let unhit = failpoint::NAMES.iter().map(|name| (*name, tally.hits.get(name).copied().unwrap_or(0)));
         let hits: BTreeMap<&str, u64> = unhit.filter(|_| self.arguments.failpoints > 0).collect();
         if self.arguments.json {
+            let faults = self.book.faults.lock().expect("no panic");
+            let faults: Vec<&str> = faults.iter().map(|fault| fault.what.as_str()).collect();
             let summary = serde_json::json!({
                 "seed": seed, "seconds": self.book.elapsed().as_secs_f64(), "kills": tally.kills, "starts": tally.starts,
                 "checks": tally.checks, "acknowledged": count(&counts.acknowledged), "refused": count(&counts.refused),
@@ -386,7 +408,7 @@ impl Run<'_> {
                 "lost": wrong(Wrong::Lost), "doubled": wrong(Wrong::Doubled), "left_behind": wrong(Wrong::LeftBehind),
                 "disturbed": wrong(Wrong::Disturbed), "stuck": wrong(Wrong::Stuck), "wrong_answers": wrong(Wrong::Answer),
                 "failpoints": hits, "unreached": unreached, "slowest_answer_ms": tally.slowest_answer.as_millis() as u64,
-                "slowest_recovery_ms": tally.slowest_recovery.as_millis() as u64, "notes": errors,
+                "slowest_recovery_ms": tally.slowest_recovery.as_millis() as u64, "notes": errors, "faults": faults,
             });
             return say(&summary.to_string());
         }

@@ -28,7 +28,11 @@ impl Process {
         let stat = fs::read_to_string(format!("{dir}/stat")).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let groups = fs::read_to_string(format!("{dir}/cgroup")).ok()?;
-        let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?.trim_end_matches(" (deleted)").to_owned();
+        let group = groups
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))?
+            .trim_end_matches(" (deleted)")
+            .to_owned();
         let arguments = fs::read(format!("{dir}/cmdline")).ok()?;
         let status = fs::read_to_string(format!("{dir}/status")).ok()?;
         let own_depth = 1;
@@ -40,7 +44,10 @@ impl Process {
             zombie: fields.first() == Some(&"Z"),
             began: fields.get(19)?.parse().ok()?,
             group,
-            arguments: arguments.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned()).collect(),
+            arguments: arguments
+                .split(|byte| *byte == 0)
+                .map(|text| String::from_utf8_lossy(text).into_owned())
+                .collect(),
             is_leader: numbers.len() == own_depth + 1 && numbers.last() == Some(&"1"),
         })
     }
@@ -114,7 +121,10 @@ impl Sight {
         }
         let mine = root.and_then(|root| root.file_name()).map(|name| format!("/{}/", name.to_string_lossy()));
         for process in processes {
-            let below = mine.as_ref().and_then(|mine| process.group.split_once(mine.as_str())).map(|(_, below)| below);
+            let below = mine
+                .as_ref()
+                .and_then(|mine| process.group.split_once(mine.as_str()))
+                .map(|(_, below)| below);
             match below.map(|below| below.split('/').next().unwrap_or(below).to_owned()) {
                 Some(name) if name == ZYGOTES => world.zygotes.push(process),
                 Some(name) => world.inside.entry(name).or_default().push(process),
@@ -124,8 +134,11 @@ impl Sight {
         }
         // Children of zygotes that are in no group of ours.
         let zygotes: BTreeSet<u32> = world.zygotes.iter().map(|process| process.pid).collect();
-        let is_known = |process: &Process| mine.as_ref().is_some_and(|mine| process.group.contains(mine.as_str()));
-        let strays = Process::all().into_iter().filter(|process| zygotes.contains(&process.parent) && !is_known(process));
+        let is_known =
+            |process: &Process| mine.as_ref().is_some_and(|mine| process.group.contains(mine.as_str()));
+        let strays = Process::all()
+            .into_iter()
+            .filter(|process| zygotes.contains(&process.parent) && !is_known(process));
         world.astray.extend(strays);
         self.doors(&mut world);
         self.files(&self.state, &mut world);
@@ -134,7 +147,9 @@ impl Sight {
 
     fn doors(&self, world: &mut World) {
         let listed = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-        for name in children_files(&self.state.join("zygotes")).into_iter().filter(|name| name.ends_with(".sock")) {
+        for name in
+            children_files(&self.state.join("zygotes")).into_iter().filter(|name| name.ends_with(".sock"))
+        {
             let is_open = listed.lines().any(|line| line.ends_with(&format!("/{name}")));
             if is_open { world.doors.push(name) } else { world.dead_doors.push(name) }
         }

@@ -226,3 +226,19 @@ fn what_kills_its_reader_is_read_twice_and_no_more() {
         assert_eq!((recovered.sandboxes.len(), recovered.incomplete), (kept, true), "after {tries} tries");
     }
 }
+
+/// What runs must not be taken for nobody's, nor its numbers be given again.
+#[test]
+fn a_file_that_was_taken_away_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, fresh) = open(dir.path());
+    assert!(!fresh.incomplete, "there was none before");
+    write(&journal, key(1), define(1)).unwrap();
+    drop(journal);
+    std::fs::remove_file(dir.path().join("journal.redb")).unwrap();
+    let (journal, recovered) = open(dir.path());
+    assert!(recovered.incomplete && recovered.sandboxes.is_empty(), "{recovered:?}");
+    assert!(recovered.epoch > fresh.epoch + 1 && recovered.next_life > 1_000_000, "{recovered:?}");
+    drop(journal);
+    assert!(open(dir.path()).1.incomplete, "until that is accepted");
+}

@@ -327,6 +327,27 @@ fn a_file_damaged_while_it_runs_is_made_anew_from_the_source() {
     assert_eq!(std::fs::read(&aside[0]).unwrap()[..6], *b"damage");
 }
 
+/// A source that knows of nothing is that of a keeper which is gone: what can be read of the file is kept.
+#[test]
+fn a_source_that_knows_of_nothing_is_not_believed() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let file = dir.path().join("journal.redb");
+    filled(dir.path(), 5);
+    let plan = Plan::sound();
+    let journal = Journal::open_on(dir.path(), plan.medium(), 1).unwrap();
+    journal.set_source(Arc::new(Vec::new));
+    let mut damaged = std::fs::read(&file).unwrap();
+    damaged[0] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    plan.fail(0, 1, Errno::IO);
+    write(&journal, key(7), define(7)).unwrap();
+    drop(journal);
+    let (_journal, recovered) = open(dir.path());
+    assert!(recovered.incomplete);
+    let keys: Vec<_> = recovered.sandboxes.iter().map(|sandbox| sandbox.key).collect();
+    assert_eq!(keys, [0, 1, 2, 3, 4, 7].map(key));
+}
+
 /// The same without a source, and with the file gone: what was owed is written all the same.
 #[test]
 fn a_file_taken_away_while_it_runs_is_made_anew() {

@@ -23,9 +23,7 @@ use super::zygote::ZygoteId;
 use super::{Inner, freeze, group, kernel_error, start, sys};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
-use crate::model::Exit;
-use crate::model::ExitReason;
-use crate::model::Life;
+use crate::model::{Exit, ExitReason, Life};
 use crate::runtime::{Instance, Reality, Survivor};
 
 /// The pause between two looks at what is changing.
@@ -38,8 +36,8 @@ const TELLING: Duration = Duration::from_secs(5);
 enum Looked {
     /// Nothing is there.
     Absent,
-    /// It is known from now on.
-    Known(Arc<Sandbox>),
+    /// It is known from now on; and whether it is frozen, if that was seen on the way.
+    Known(Arc<Sandbox>, Option<bool>),
     /// It is being set up by this process.
     SettingUp(OwnedFd),
     /// It is coming to its end. Look again.
@@ -59,7 +57,7 @@ impl Inner {
         self: &Arc<Self>,
         instance: &Arc<Instance>,
     ) -> Result<Option<Arc<Sandbox>>, Error> {
-        self.find_and(instance, Unready::Wait).await
+        Ok(self.find_and(instance, Unready::Wait).await?.map(|(sandbox, _)| sandbox))
     }
 
     /// As [`find`](Self::find), for who wants it to end: one whose set-up is not done is ended, and then only prepared.
@@ -67,24 +65,24 @@ impl Inner {
         self: &Arc<Self>,
         instance: &Arc<Instance>,
     ) -> Result<Option<Arc<Sandbox>>, Error> {
-        self.find_and(instance, Unready::End).await
+        Ok(self.find_and(instance, Unready::End).await?.map(|(sandbox, _)| sandbox))
     }
 
     async fn find_and(
         self: &Arc<Self>,
         instance: &Arc<Instance>,
         unready: Unready,
-    ) -> Result<Option<Arc<Sandbox>>, Error> {
+    ) -> Result<Option<(Arc<Sandbox>, Option<bool>)>, Error> {
         loop {
             if let Some(sandbox) = self.lives.get(instance.life) {
-                return Ok(Some(sandbox));
+                return Ok(Some((sandbox, None)));
             }
             let Some(past) = self.past.clone() else { return Ok(None) };
             self.check_open()?;
             let (inner, wanted) = (Arc::clone(self), Arc::clone(instance));
             match self.workers.run(move || inner.look(&past, &wanted)).await?? {
-                Looked::Absent => return Ok(self.lives.get(instance.life)),
-                Looked::Known(sandbox) => return Ok(Some(sandbox)),
+                Looked::Absent => return Ok(self.lives.get(instance.life).map(|sandbox| (sandbox, None))),
+                Looked::Known(sandbox, frozen) => return Ok(Some((sandbox, frozen))),
                 Looked::SettingUp(pidfd) if unready == Unready::End => {
                     // An error means that it has ended by itself.
                     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
@@ -97,7 +95,8 @@ impl Inner {
 
     /// What exists of a life.
     pub(super) async fn reality(self: &Arc<Self>, instance: &Arc<Instance>) -> Result<Reality, Error> {
-        let Some(sandbox) = self.find(instance).await? else { return Ok(Reality::Absent) };
+        let found = self.find_and(instance, Unready::Wait).await?;
+        let Some((sandbox, frozen)) = found else { return Ok(Reality::Absent) };
         if sandbox.running().is_some_and(|leader| leader.ended_unseen) {
             sandbox.told_within(TELLING).await;
         }
@@ -108,7 +107,10 @@ impl Inner {
             Stage::Running(leader) => {
                 let tree = Arc::clone(&self.tree);
                 let started = start::started(&sandbox, &leader);
-                let frozen = self.workers.run(move || freeze::is_frozen(&tree, &sandbox)).await?;
+                let frozen = match frozen {
+                    Some(frozen) => frozen,
+                    None => self.workers.run(move || freeze::is_frozen(&tree, &sandbox)).await?,
+                };
                 Reality::Running { started, frozen }
             }
         })
@@ -156,15 +158,26 @@ impl Inner {
                 }
             }
         };
-        self.enter_found(past, instance, State { group: Some(number), ids: past.ids(number), stage })
+        let frozen = matches!(stage, Stage::Running(_)).then(|| group::is_frozen(&group).unwrap_or(false));
+        let state = State { group: Some(number), ids: past.ids(number), stage };
+        Ok(match self.enter_found(past, instance, state)? {
+            Some(sandbox) => Looked::Known(sandbox, frozen),
+            // Another has been quicker.
+            None => {
+                self.lives.get(instance.life).map_or(Looked::Ending, |sandbox| Looked::Known(sandbox, None))
+            }
+        })
     }
 
-    /// Makes a life known that was found, and watches for its end.
-    fn enter_found(&self, past: &Past, instance: &Arc<Instance>, state: State) -> Result<Looked, Error> {
+    /// Makes a life known that was found, and watches for its end; nothing if it is known already.
+    fn enter_found(
+        &self,
+        past: &Past,
+        instance: &Arc<Instance>,
+        state: State,
+    ) -> Result<Option<Arc<Sandbox>>, Error> {
         let (number, stage) = (state.group.unwrap_or(0), state.stage.clone());
-        let Some(sandbox) = self.lives.enter_found(instance, state) else {
-            return Ok(self.lives.get(instance.life).map_or(Looked::Ending, Looked::Known));
-        };
+        let Some(sandbox) = self.lives.enter_found(instance, state) else { return Ok(None) };
         match stage {
             Stage::Running(leader) => {
                 if let Err(error) = self.exits.watch(instance.life, &leader) {
@@ -182,7 +195,7 @@ impl Inner {
             }
             Stage::New | Stage::Prepared => drop(past.take(instance.life, number)),
         }
-        Ok(Looked::Known(sandbox))
+        Ok(Some(sandbox))
     }
 
     /// The leader, if it is an unreaped child of this zygote.
@@ -334,39 +347,44 @@ impl Inner {
         }
     }
 
-    /// Every group of ours whose key is not known. Blocks.
-    pub(super) fn list_survivors(
-        &self,
+    /// Every group of ours whose key is not known.
+    pub(super) async fn list_survivors(
+        self: &Arc<Self>,
         known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
         let failed = |error| kernel_error("list what is left", "the cgroups", error);
         if self.past.is_none() {
             return Ok(Vec::new());
         }
-        let mut survivors = Vec::new();
-        for (_, name) in self.tree.groups().map_err(failed)? {
-            // Whoever makes such a name is not one of ours.
-            let Some(key) = SandboxKey::from_file_name(&name) else { continue };
-            if known(&key) {
-                continue;
-            }
-            let Some(group) = self.tree.open_named(&name).map_err(failed)? else { continue };
-            if !group::is_marked(&group) {
-                continue;
-            }
-            let mark = Mark::of(&group).filter(|mark| mark.key == key);
-            let life = mark.map_or(Life(0), |mark| mark.life);
-            if self.lives.get(life).is_some() {
-                continue;
-            }
-            let unreadable = if mark.is_none() { ", whose mark cannot be read" } else { "" };
-            let keepsake = mark::keepsake(&group);
-            let processes = group::describe_processes(&group).join(", ");
-            let path = self.tree.path.join(&name);
-            let description = format!("cgroup {}{unreadable}: [{processes}]", path.display());
-            survivors.push(Survivor { key, life, keepsake, description });
+        let tree = Arc::clone(&self.tree);
+        let groups = self.workers.run(move || tree.groups()).await?.map_err(failed)?;
+        // Whoever makes a name that is no key's is not one of ours.
+        let keys = groups.iter().filter_map(|(_, name)| SandboxKey::from_file_name(name));
+        let unknown: Vec<SandboxKey> = keys.filter(|key| !known(key)).collect();
+        let inner = Arc::clone(self);
+        let describe = move || {
+            let survivors = unknown.iter().filter_map(|key| inner.describe_survivor(key).transpose());
+            survivors.collect::<std::io::Result<Vec<_>>>()
+        };
+        self.workers.run(describe).await?.map_err(failed)
+    }
+
+    fn describe_survivor(&self, key: &SandboxKey) -> std::io::Result<Option<Survivor>> {
+        let name = key.file_name(255);
+        let Some(group) = self.tree.open_named(&name)?.filter(|group| group::is_marked(group)) else {
+            return Ok(None);
+        };
+        let mark = Mark::of(&group).filter(|mark| mark.key == *key);
+        let life = mark.map_or(Life(0), |mark| mark.life);
+        if self.lives.get(life).is_some() {
+            return Ok(None);
         }
-        Ok(survivors)
+        let unreadable = if mark.is_none() { ", whose mark cannot be read" } else { "" };
+        let keepsake = mark::keepsake(&group);
+        let processes = group::describe_processes(&group).join(", ");
+        let path = self.tree.path.join(&name);
+        let description = format!("cgroup {}{unreadable}: [{processes}]", path.display());
+        Ok(Some(Survivor { key: *key, life, keepsake, description }))
     }
 
     /// Ends and removes a survivor, and nothing that has come after it.

@@ -31,6 +31,8 @@ pub(super) struct Greeted {
 /// A zygote that has answered.
 pub(super) struct Greeting {
     pub(super) version: u32,
+    /// Whether it makes nothing any more, after a host of another version has come by.
+    pub(super) retired: bool,
     pub(super) connection: Connection,
     pub(super) children: Vec<Child>,
 }
@@ -103,7 +105,7 @@ fn take_over(
     make_room(&socket).map_err(refusal_of)?;
     let doorbell = Doorbell { sockets: Arc::clone(sockets), name: name.to_owned() };
     let connection = Connection { pid: welcome.pid, pidfd, socket, child: None, doorbell: Some(doorbell) };
-    Ok(Greeting { version, connection, children })
+    Ok(Greeting { version, retired: welcome.retired != 0, connection, children })
 }
 
 fn pidfd_of(pid: u32) -> Result<OwnedFd, Refusal> {

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, prlimit};
 
 use super::channel::{Connection, Process};
 use super::failure;
@@ -117,6 +117,7 @@ impl Launching {
         let pidfd = number.ok_or(Errno::SRCH).and_then(|number| pidfd_open(number, PidfdFlags::empty()));
         let pidfd = pidfd.map_err(|errno| refuse(errno.into()))?;
         expose_to_oom_killer(pid);
+        lower_descriptor_limit(pid);
         let proc = File::open("/proc").map_err(refuse)?;
         let mut fds = vec![proc.as_fd(), groups.root.as_fd(), groups.leaf.as_fd(), groups.parent.as_fd()];
         let home = sockets.map(|sockets| sockets.bind()).transpose()?;
@@ -169,6 +170,22 @@ impl Launching {
 pub(super) fn make_room(socket: &OwnedFd) -> Result<(), Errno> {
     sockopt::set_socket_send_buffer_size_force(socket, SEND_BUFFER)
         .or_else(|_| sockopt::set_socket_send_buffer_size(socket, SEND_BUFFER))
+}
+
+/// What programs expect the soft limit on descriptors to be: some close all below it, and `select(2)` knows no more.
+const USUAL_DESCRIPTORS: u64 = 1_024;
+
+/// A host with many sandboxes raises its own limit. What runs in them inherits the usual one, and may raise it likewise.
+fn lower_descriptor_limit(pid: u32) {
+    let own = getrlimit(Resource::Nofile);
+    if own.current.is_some_and(|soft| soft <= USUAL_DESCRIPTORS) {
+        return;
+    }
+    let usual = Rlimit { current: Some(USUAL_DESCRIPTORS), maximum: own.maximum };
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(Err(error)) = number.map(|number| prlimit(Some(number), Resource::Nofile, usual)) {
+        tracing::warn!(%error, "sandboxes begin with this program's own limit on descriptors");
+    }
 }
 
 /// Takes whatever shields this program from the kernel's out-of-memory killer away from a zygote, and so from what runs in its

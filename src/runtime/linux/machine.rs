@@ -50,6 +50,16 @@ impl Machine {
     }
 }
 
+impl super::LinuxRuntime {
+    /// Says whether this machine and the rights of this process suffice, without making anything.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new) for what is missing.
+    pub fn check_machine() -> Result<(), Error> {
+        Machine::detect().map(drop)
+    }
+}
+
 fn read(path: &str) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|error| {
         refuse(ErrorKind::FailedPrecondition, format!("{path} cannot be read"))

@@ -4,6 +4,8 @@
 //! LinuxRuntime ── create: a group (tree, controllers), a block of IDs
 //!      │          start:  a network (netns), a plan, a spawn by a zygote; its pidfd is watched from then on (exit)
 //!      │          pause, resume: freeze
+//!      │          exec:   a middle child, and a leash (exec)
+//!      │          logs:   files that the init writes (log, log_reader)
 //!      └───────── stop, delete: end
 //! ```
 //!
@@ -21,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -40,6 +42,7 @@ compile_error!(
 );
 
 mod channel;
+mod close;
 mod config;
 mod controllers;
 mod end;
@@ -81,6 +84,8 @@ mod state_dir;
 mod sys;
 mod tree;
 mod usage;
+#[cfg(test)]
+mod version_tests;
 mod workers;
 mod zygote;
 
@@ -169,8 +174,7 @@ impl LinuxRuntime {
             Some(state) => Tree::open_or_make(&machine, &config, state)?,
             None => Tree::make(&machine, &config)?,
         });
-        // What is there was there before.
-        let mut root = Root(state.is_none().then(|| Arc::clone(&tree)));
+        let mut root = Root { tree: Some(Arc::clone(&tree)), stays: state.is_some() };
         let greeted = state.as_ref().map_or_else(Greeted::default, |state| greet::greet(&state.sockets));
         let workers = Workers::start(cores + 2).map_err(failed)?;
         let openers = Workers::on_demand(OPENERS);
@@ -195,7 +199,7 @@ impl LinuxRuntime {
             writes: state.is_some(),
         };
         let (exits, thread) = ExitWatch::start(judge).map_err(failed)?;
-        root.0 = None;
+        root.tree = None;
         let inner = Inner {
             config,
             machine,
@@ -266,19 +270,34 @@ impl LinuxRuntime {
     /// The processes of a life in words: number, name and state of each. State D, in which the kernel waits for a device
     /// or a server, is what keeps a process from ending or freezing.
     pub fn processes(&self, instance: &Instance) -> Vec<String> {
-        let number = self.inner.lives.get(instance.life).and_then(|sandbox| sandbox.state().group);
-        let group = number.and_then(|number| self.inner.tree.open(&instance.key, number).ok().flatten());
+        let inner = &self.inner;
+        let group = match inner.lives.get(instance.life) {
+            Some(sandbox) => {
+                sandbox.state().group.and_then(|number| inner.tree.open(&instance.key, number).ok()?)
+            }
+            // One that an earlier backend has left, and that is ended without having been asked for.
+            None if inner.past.is_some() => {
+                let group = inner.tree.open_named(&instance.key.file_name(255)).ok().flatten();
+                group.filter(|group| group::is_marked(group))
+            }
+            None => None,
+        };
         group.map(group::describe_processes).unwrap_or_default()
     }
 }
 
-/// Removes the root again if what follows its making fails.
-struct Root(Option<Arc<Tree>>);
+/// Removes the root again if what follows its making fails; one that stays only if nothing is in it.
+struct Root {
+    tree: Option<Arc<Tree>>,
+    stays: bool,
+}
 
 impl Drop for Root {
     fn drop(&mut self) {
-        if let Some(tree) = &self.0 {
-            tree.remove_all();
+        match &self.tree {
+            Some(tree) if self.stays => tree.remove_empty(),
+            Some(tree) => drop(tree.remove_all()),
+            None => {}
         }
     }
 }
@@ -292,67 +311,6 @@ impl Inner {
     /// Refuses once it is closed.
     fn check_open(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
-    }
-
-    /// Ends and removes everything. Blocks.
-    fn shut_down(&self) {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let all = self.lives.all();
-        all.iter().for_each(|sandbox| sandbox.end());
-        let start = Instant::now();
-        // While the zygotes are up, so that ends are told with their statuses, and reaped.
-        while start.elapsed() < CLOSING {
-            let left = self.tree.clear_sandboxes();
-            let all_told = all.iter().all(|sandbox| sandbox.is_told());
-            if all_told && !matches!(left, Ok(1..)) {
-                break;
-            }
-            workers::pause(Duration::from_millis(1));
-        }
-        self.stop_watching();
-        let zygotes = self.hang_up();
-        if !self.tree.remove_all() {
-            tracing::warn!(left = ?self.tree.left_behind(), "cgroups are left behind");
-        } else if let Some(state) = &self.state {
-            state.clear();
-            zygotes.iter().for_each(|zygotes| zygotes.reap_own());
-        }
-        self.remove_logs_of(&all);
-        self.release();
-    }
-
-    /// Lets go of everything and leaves it as it is. Blocks for a moment.
-    fn let_go(&self) {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.stop_watching();
-        drop(self.hang_up());
-        self.release();
-    }
-
-    fn hang_up(&self) -> Option<Arc<Zygotes>> {
-        let zygotes = self.zygotes.lock().take();
-        // Others may have it still: what is under way, and what was not asked for.
-        zygotes.iter().for_each(|zygotes| zygotes.hang_up());
-        zygotes
-    }
-
-    fn release(&self) {
-        self.tree.release();
-        self.state.iter().for_each(StateDir::release);
-    }
-
-    fn stop_watching(&self) {
-        self.exits.stop();
-        if let Some(thread) = self.exit_thread.lock().take()
-            // An observer may hold the last reference to us, and be what drops it.
-            && thread.thread().id() != std::thread::current().id()
-        {
-            drop(thread.join());
-        }
     }
 }
 
@@ -471,8 +429,7 @@ impl Runtime for LinuxRuntime {
         &self,
         known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
-        // `known` is borrowed, so it is asked here; a look at the groups takes microseconds each.
-        self.inner.list_survivors(known)
+        self.inner.list_survivors(known).await
     }
 
     async fn end_survivor(&self, survivor: &Survivor) -> Result<(), Error> {

@@ -63,10 +63,17 @@ impl Past {
         }
         let mut without_group: HashSet<u64, RandomState> = found.groups.keys().copied().collect();
         for (number, name) in tree.groups()? {
-            if !without_group.remove(&number) {
-                let mark = tree.open_named(&name)?.and_then(Mark::of);
-                found.groups.insert(number, Remains { life: None, ids: mark.and_then(|mark| mark.ids) });
+            if without_group.remove(&number) {
+                continue;
             }
+            let Some(group) = tree.open_named(&name)? else { continue };
+            if !group::is_marked(&group) && !group::is_populated(&group)? {
+                // Its host came as far as making it. Nobody makes any at this moment.
+                tree.remove_named(&name)?;
+                continue;
+            }
+            let ids = Mark::of(&group).and_then(|mark| mark.ids);
+            found.groups.insert(number, Remains { life: None, ids });
         }
         found.groups.values().filter_map(|remains| remains.ids).for_each(|start| ids.hold(start));
         let past = Self { found: Mutex::new(found), zygotes, ids, by };

@@ -7,8 +7,7 @@
 //! host → zygote   SetUp   Stay, if it is to stay fds: /proc, root cgroup, leaf cgroup, a cgroup to end in,
 //!                                                     [the socket that hosts come to, the directory it is in]
 //!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
-//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr],
-//!                                                     [2 slots of a log]
+//!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr], [2 log slots]
 //!                 Exec    Fixed + its lists      fds: cgroup, report pipe, leader's pidfd, leash pipe, [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
 //!                 Hello   nothing                answered by Hello: Welcome
@@ -68,19 +67,9 @@ pub(crate) enum Kind {
 
 impl Kind {
     pub(crate) fn from_u32(number: u32) -> Option<Self> {
-        Some(match number {
-            1 => Self::SetUp,
-            2 => Self::Build,
-            3 => Self::Spawn,
-            4 => Self::Reap,
-            5 => Self::Answer,
-            6 => Self::Hello,
-            7 => Self::List,
-            8 => Self::Retire,
-            9 => Self::Discard,
-            11 => Self::Exec,
-            _ => return None,
-        })
+        use Kind::*;
+        let all = [SetUp, Build, Spawn, Reap, Answer, Hello, List, Retire, Discard, Exec];
+        all.into_iter().find(|kind| *kind as u32 == number)
     }
 }
 
@@ -130,6 +119,9 @@ pub(crate) struct Welcome {
     pub(crate) pid: u32,
     /// How many children it has.
     pub(crate) children: u32,
+    /// Whether it makes nothing any more: 1 if so.
+    pub(crate) retired: u32,
+    pub(crate) padding: u32,
 }
 
 /// What precedes the children in a List. Part of the base protocol.
@@ -202,7 +194,6 @@ steps! {
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
     NewSession, Rlimit, Groups, Group, User, Capabilities, Directory, Execute,
-    // A log, and an exec.
     LogPipes, EnterSandbox, TieToParent,
     /// The program of an Exec has been executed. In the place of an errno comes its process ID.
     Executed,
@@ -305,7 +296,7 @@ const _NO_PADDING: () = {
     assert!(size_of::<Report>() == 8);
     assert!(size_of::<Answer>() == 16);
     assert!(size_of::<Child>() == 24);
-    assert!(size_of::<Welcome>() == 8 && size_of::<Listing>() == 8 && size_of::<Stay>() == 8);
+    assert!(size_of::<Welcome>() == 16 && size_of::<Listing>() == 8 && size_of::<Stay>() == 8);
     assert!(size_of::<Fixed>() == 8 + 12 * 4);
     assert!(size_of::<PlanRlimit>() == 24);
     assert!(size_of::<Instruction>() == 8);

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -149,6 +149,11 @@ impl Tree {
         group::open(&self.root, name)
     }
 
+    /// Removes the group of that name if nothing lives in it.
+    pub(super) fn remove_named(&self, name: &str) -> io::Result<bool> {
+        group::remove(&self.root, name)
+    }
+
     /// The numbers and names of all groups but the zygotes'.
     pub(super) fn groups(&self) -> io::Result<Vec<(u64, String)>> {
         let mut groups = group::numbered_children(&self.root)?;
@@ -255,6 +260,13 @@ impl Tree {
             }
             workers::pause(PAUSE);
         }
+    }
+
+    /// Removes the root if nothing is in it.
+    pub(super) fn remove_empty(&self) {
+        // Whatever is in one of them keeps it.
+        let _ = rustix::fs::unlinkat(&self.root, ZYGOTES, AtFlags::REMOVEDIR);
+        let _ = rustix::fs::unlinkat(&self.parent, &*self.name, AtFlags::REMOVEDIR);
     }
 
     /// The groups below the root other than the zygotes', each with its processes.

@@ -35,7 +35,7 @@ use super::failure;
 use super::greet::Greeting;
 use super::launch::{Launching, init_file};
 use super::plan::Plan;
-use super::protocol::{Child, Kind, Reader, Report, Step, VERSION, bytes_of};
+use super::protocol::{Child, Kind, Reader, Report, Step, bytes_of};
 use super::state_dir::Sockets;
 use crate::error::{Error, ErrorKind};
 
@@ -71,6 +71,9 @@ pub(super) struct Files {
     pub(super) network: Option<Arc<OwnedFd>>,
 }
 
+/// A child that was found, and whose it is.
+pub(super) type Found = (ZygoteId, Child);
+
 /// A sandbox that runs.
 #[derive(Debug)]
 pub(super) struct Spawned {
@@ -98,46 +101,45 @@ pub(super) struct Zygotes {
 }
 
 impl Zygotes {
-    /// Starts `count` zygotes and waits until they are ready, some ten milliseconds. Must be called inside a
-    /// tokio runtime, which then watches them. After an error the groups may be gone: a zygote that was ready
-    /// has cleaned up.
+    /// Starts zygotes that end with this program.
+    #[cfg(test)]
+    pub(super) fn launch(count: usize, groups: Groups) -> Result<Arc<Self>, Error> {
+        Ok(Self::take_over(count, groups, None, Vec::new(), super::protocol::VERSION)?.0)
+    }
+
+    /// Takes over those that an earlier host has left, starts what is missing of `count`, and waits until they are ready, some ten
+    /// milliseconds. What children there are comes back beside it. Must be called inside a tokio runtime, which then watches
+    /// them.
+    ///
+    /// With `sockets` they outlive this program. Those of another version than `version` are only waited for. After an error without
+    /// `sockets` the groups may be gone: a zygote that was ready has cleaned up.
     ///
     /// # Errors
     /// - [`ErrorKind::PermissionDenied`]: a right is missing.
     /// - [`ErrorKind::FailedPrecondition`]: the machine refuses a step, which the error names.
-    pub(super) fn launch(count: usize, groups: Groups) -> Result<Arc<Self>, Error> {
-        Ok(Self::take_over(count, groups, None, Vec::new(), VERSION)?.0)
-    }
-
-    /// Takes over those that an earlier host has left, and starts what is missing of `count`. What children there are comes back
-    /// beside it.
-    ///
-    /// With `sockets` they outlive this program. Those of another version than `version` are only waited for.
     pub(super) fn take_over(
         count: usize,
         groups: Groups,
         sockets: Option<Arc<Sockets>>,
         left: Vec<Greeting>,
         version: u32,
-    ) -> Result<(Arc<Self>, Vec<(ZygoteId, Child)>), Error> {
+    ) -> Result<(Arc<Self>, Vec<Found>), Error> {
         let init = init_file()?;
-        let ours = left.iter().filter(|greeting| greeting.version == version).count();
+        let serves = |greeting: &Greeting| greeting.version == version && !greeting.retired;
+        let ours = left.iter().filter(|greeting| serves(greeting)).count();
         let launching: Vec<_> = (ours..count.max(1))
             .map(|_| Launching::start(&init, &groups, sockets.as_ref()))
             .collect::<Result<_, _>>()?;
         let (mut slots, mut old, mut children) = (Vec::new(), Vec::new(), Vec::new());
         let mut ids = (0..).map(ZygoteId);
         for (greeting, id) in left.into_iter().zip(&mut ids) {
+            let (serves, version) = (serves(&greeting), greeting.version);
             let process = Process::new(id, greeting.connection)?;
             children.extend(greeting.children.into_iter().map(|child| (id, child)));
-            if greeting.version == version {
+            if serves {
                 slots.push(RwLock::new(process));
             } else if process.retire().is_ok() {
-                tracing::info!(
-                    zygote_pid = process.pid,
-                    version = greeting.version,
-                    "zygote of another version"
-                );
+                tracing::info!(zygote_pid = process.pid, version, "zygote of another version");
                 old.push(process);
             }
         }

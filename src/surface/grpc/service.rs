@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::door::{Call, Ending, answer, status};
+use super::door::{Call, Ending, answer, daemon_ends, status};
 use super::list::take_part;
 use super::server::About;
 use super::{PART_BYTES, Parts, exec, list, logs, watch};
@@ -196,11 +196,10 @@ impl keeper_server::Keeper for Service {
 
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<WaitResponse>, Status> {
         verb!(self, request, "wait for", |call, keeper, key, body| {
-            // The call's own end comes a little later than its keeper's, and says less.
             let mut ending = self.ending.clone();
             let exit = tokio::select! {
                 exit = keeper.wait(&key) => exit?,
-                () = ending.begun() => return Err(super::door::daemon_ends(call.verb).on(&key)),
+                () = ending.begun() => return Err(daemon_ends(call.verb).on(&key)),
             };
             Ok(WaitResponse { exit: Some(exit.into()) })
         })
@@ -283,7 +282,17 @@ impl keeper_server::Keeper for Service {
         let orphans = self.keeper.orphans();
         let total = orphans.len() as u64;
         let mut orphans = orphans.iter().map(Orphan::from).peekable();
-        Ok(Response::new(OrphansResponse { orphans: take_part(&mut orphans, usize::MAX, PART_BYTES), total }))
+        // Each of the two lists has half of a message.
+        let orphans = take_part(&mut orphans, usize::MAX, PART_BYTES / 2);
+        let (damaged, waiting) = self.keeper.unread_records();
+        let mut waiting = waiting.iter().map(SandboxName::from).peekable();
+        let waiting_records = take_part(&mut waiting, usize::MAX, PART_BYTES / 2);
+        Ok(Response::new(OrphansResponse {
+            orphans,
+            total,
+            damaged_records: damaged as u64,
+            waiting_records,
+        }))
     }
 
     async fn end_orphans(

@@ -1476,15 +1476,21 @@ impl ::prost::Name for OrphansRequest {
         "type.googleapis.com/sandkeeper.v1.OrphansRequest".into()
     }
 }
-/// What exists without a record.
+/// What exists without a record, and the records that nothing is made of.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OrphansResponse {
-    /// Each of them, as far as they fit into a message.
+    /// Each of what has no record, as far as they fit into a message.
     #[prost(message, repeated, tag = "1")]
     pub orphans: ::prost::alloc::vec::Vec<Orphan>,
     /// How many there are.
     #[prost(uint64, tag = "2")]
     pub total: u64,
+    /// How many records could not be read and were put aside.
+    #[prost(uint64, tag = "3")]
+    pub damaged_records: u64,
+    /// Whose records wait for a runtime that this daemon does not have, as far as they fit into a message.
+    #[prost(message, repeated, tag = "4")]
+    pub waiting_records: ::prost::alloc::vec::Vec<SandboxName>,
 }
 impl ::prost::Name for OrphansResponse {
     const NAME: &'static str = "OrphansResponse";
@@ -2098,7 +2104,7 @@ pub mod keeper_client {
                 .insert(GrpcMethod::new("sandkeeper.v1.Keeper", "Version"));
             self.inner.unary(req, path, codec).await
         }
-        /// Lists what exists without a record, after records were damaged.
+        /// Lists what exists without a record, after records were damaged, and the records that nothing is made of.
         pub async fn orphans(
             &mut self,
             request: impl tonic::IntoRequest<super::OrphansRequest>,
@@ -2289,7 +2295,7 @@ pub mod keeper_server {
             &self,
             request: tonic::Request<super::VersionRequest>,
         ) -> std::result::Result<tonic::Response<super::VersionResponse>, tonic::Status>;
-        /// Lists what exists without a record, after records were damaged.
+        /// Lists what exists without a record, after records were damaged, and the records that nothing is made of.
         async fn orphans(
             &self,
             request: tonic::Request<super::OrphansRequest>,

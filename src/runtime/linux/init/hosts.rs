@@ -13,6 +13,10 @@ use crate::{At, Failure};
 const NAME: usize = 64;
 /// How often a zygote looks whether a child that it has killed has ended.
 const LOOK_MILLISECONDS: u32 = 10;
+/// How often a zygote that is ending tries to lock the root.
+const LOCK_TRIES: u32 = 20;
+/// `LOCK_EX | LOCK_NB`.
+const TRY_EXCLUSIVE: usize = 2 | 4;
 
 /// What a zygote that stays needs for it.
 pub(crate) struct Staying {
@@ -75,12 +79,17 @@ impl Staying {
         if self.socket_is_there() {
             let _ = orphan::unlink(SOCKETS, self.name(), 0);
         }
-        // Not while a host is at work there, which holds the lock. It ends with this process.
-        const TRY_EXCLUSIVE: usize = 2 | 4;
-        if let Ok(root) = orphan::open_dir(ROOT, c".")
-            && sys::plain(sys::FLOCK, [root as usize, TRY_EXCLUSIVE, 0, 0, 0]).is_ok()
-        {
-            orphan::remove_own_groups();
+        orphan::leave_own_group();
+        if let Ok(root) = orphan::open_dir(ROOT, c".") {
+            // Not while a host is at work there, which holds the lock, as another that is ending does for a moment. It goes with
+            // this process.
+            for _ in 0..LOCK_TRIES {
+                if sys::plain(sys::FLOCK, [root as usize, TRY_EXCLUSIVE, 0, 0, 0]).is_ok() {
+                    orphan::remove_own_groups();
+                    break;
+                }
+                sys::sleep_milliseconds(LOOK_MILLISECONDS.into());
+            }
         }
         sys::exit(0)
     }

@@ -65,6 +65,8 @@ impl<'a> MainProcess<'a> {
             sys::prctl(pr::SET_KEEPCAPS, 1, 0).at(Step::Capabilities)?;
         }
         sys::plain(sys::SETRESUID, [uid, uid, uid, 0, 0]).at(Step::User)?;
+        // The change of user may have opened the memory that is shared with the parent (fs.suid_dumpable=1).
+        let _ = sys::prctl(pr::SET_DUMPABLE, 0, 0);
         // Only the permitted ones survive a change of user, and not beyond what this kernel or the host has.
         sys::set_capabilities(kept, kept).at(Step::Capabilities)?;
         for capability in (0..64).filter(|capability| kept >> capability & 1 == 1) {

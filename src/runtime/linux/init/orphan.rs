@@ -31,14 +31,18 @@ pub(crate) fn clean_up() -> ! {
         }
         sys::sleep_milliseconds(ROUND_MILLISECONDS);
     }
+    leave_own_group();
     remove_own_groups();
     sys::exit(0)
 }
 
-/// Leaves the leaf, so that it can be removed, and removes it and the root if nothing else is in them; whoever is last does. If
-/// no process may be where this one goes, the leaf stays.
-pub(crate) fn remove_own_groups() {
+/// Leaves the leaf, so that it can be removed. If no process may be where this one goes, the leaf stays.
+pub(crate) fn leave_own_group() {
     let _ = sys::write_at(PARENT, c"cgroup.procs", b"0");
+}
+
+/// Removes the leaf and the root if nothing is in them; of several that leave them, the last does.
+pub(crate) fn remove_own_groups() {
     remove_by_inode(ROOT, inode(LEAF, c"").ok());
     if let Ok(above) = open_dir(ROOT, c"..") {
         remove_by_inode(above, inode(ROOT, c"").ok());

@@ -231,7 +231,7 @@ impl Zygote {
 
     fn welcome(&self, asked: Header) {
         let pid = sys::plain(sys::GETPID, [0; 5]).map_or(0, |pid| pid as u32);
-        let welcome = Welcome { pid, children: self.children.count() as u32 };
+        let welcome = Welcome { pid, children: self.children.count() as u32, retired: u32::from(self.retired), padding: 0 };
         let _ = send(Kind::Hello, asked.request, bytes_of(&welcome), &[], None);
     }
 

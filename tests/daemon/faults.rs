@@ -1,0 +1,94 @@
+//! State that is damaged, and places that will not do.
+
+use std::fs;
+
+use crate::support::{Daemon, LONG, block_on, directory, program, run, size, sleeper};
+
+/// What is done to the file of records.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    Cut(usize),
+    Flip(usize),
+    Removed,
+}
+
+fn damages(length: usize) -> Vec<Damage> {
+    let step = size(length / 5, length / 60).max(1);
+    let mut damages =
+        vec![Damage::Cut(0), Damage::Cut(1), Damage::Cut(length - 1), Damage::Flip(0), Damage::Removed];
+    damages.extend((step..length).step_by(step).flat_map(|at| [Damage::Cut(at), Damage::Flip(at)]));
+    damages
+}
+
+impl Damage {
+    fn apply(self, daemon: &Daemon) {
+        let path = daemon.journal();
+        let mut bytes = fs::read(&path).unwrap();
+        match self {
+            // The file may have become shorter than it was when the damages were thought out.
+            Damage::Cut(length) => bytes.truncate(length),
+            Damage::Flip(at) => {
+                let at = at.min(bytes.len() - 1);
+                bytes[at] ^= 0x10;
+            }
+            Damage::Removed => return fs::remove_file(&path).unwrap(),
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+/// C19: it always comes up, and whatever ran still runs and is known, or is listed and ended on demand.
+#[test]
+fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() {
+    const COUNT: usize = 5;
+    block_on(async {
+        let mut daemon = Daemon::start(&[]).await;
+        let mut client = daemon.client().await;
+        let mut pids = Vec::new();
+        for number in 0..COUNT {
+            pids.push(run(&mut client, &format!("s{number}"), sleeper()).await);
+        }
+        pids.sort_unstable();
+        let length = fs::metadata(daemon.journal()).unwrap().len() as usize;
+        for damage in damages(length) {
+            daemon.kill9();
+            damage.apply(&daemon);
+            daemon.start_again().await;
+            let mut client = daemon.client().await;
+            // Records are made anew in a task of the daemon's.
+            let begun = std::time::Instant::now();
+            let all = loop {
+                let all = daemon.settled().await;
+                let orphans = client.orphans().await.unwrap().total as usize;
+                let running =
+                    all.iter().filter(|status| status.phase == "running" && status.marks.is_empty()).count();
+                assert!(running + orphans <= COUNT, "{damage:?}: {all:?}");
+                if running + orphans == COUNT {
+                    break all;
+                }
+                assert!(begun.elapsed() < LONG, "{damage:?}: {running} run, {orphans} orphans: {all:?}");
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            };
+            assert_eq!(daemon.groups().len(), COUNT, "{damage:?}");
+            let mut found: Vec<u32> = all.iter().map(|status| status.pid).collect();
+            found.sort_unstable();
+            assert!(found.iter().all(|pid| pids.contains(pid)), "{damage:?}: {found:?} of {pids:?}");
+        }
+        let orphans = daemon.client().await.orphans().await.unwrap().total;
+        let ended = daemon.client().await.end_orphans().await.unwrap();
+        assert_eq!((ended.ended, ended.total_left), (orphans, 0), "{ended:?}");
+        assert_eq!(daemon.groups().len(), COUNT - orphans as usize);
+    });
+}
+
+/// C16: the budget of paths is checked when the daemon starts.
+#[test]
+fn a_state_directory_that_is_too_deep_is_refused_before_anything_is_made() {
+    let above = directory();
+    let deep = above.path().join("d".repeat(100));
+    let said = program().args(["serve", "--state-dir"]).arg(&deep).output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(2), "{text}");
+    assert!(text.contains("the limit is 107") && text.contains("socket"), "{text}");
+    assert!(!deep.exists());
+}

@@ -1,0 +1,7 @@
+//! The daemon as a process: killed, ended, started again, and with what it needs taken away. Needs root.
+
+mod ends;
+mod faults;
+mod limits;
+mod returns;
+mod support;

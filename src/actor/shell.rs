@@ -263,6 +263,7 @@ impl Shell {
             }
         }
         let then = move |result: Result<(), Error>| {
+            crate::failpoint::reach("operation.after-outcome");
             for (reply, answer) in answers {
                 // A definition is nothing but what is written. All else holds, whether or not it could be.
                 let refused = result.as_ref().err().filter(|_| defines).cloned();

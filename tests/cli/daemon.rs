@@ -245,6 +245,8 @@ impl Drop for Daemon {
                 log.lock().unwrap().contains("the daemon is up").then_some(())
             });
         }
+        // A test that failed may have left it standing still.
+        self.signal(Signal::CONT);
         for namespace in ["default", "other"] {
             let left = self.run(&["-n", namespace, "shutdown", "--all", "--grace", "0"]);
             if left.code != 0 {

@@ -146,7 +146,10 @@ fn what_is_wrong_has_its_code_and_remedy() {
     daemon.run(&["run", "x", "--spec", "/nonexistent.toml"]).fails(2, "/nonexistent.toml");
     daemon.run(&["run", "x", "--runtime", "vmware"]).fails(2, "there is no runtime");
     daemon.run(&["start", "x"]).fails(3, "no sandbox has this name");
-    daemon.run(&["wait", "web", "--timeout", "200ms"]).fails(5, "not done within");
+    let late = daemon.run(&["wait", "web", "--timeout", "200ms", "--json"]);
+    // Both sides look at the clock, and either may be first.
+    assert!(late.err.contains("not done within") || late.err.contains("did not answer in time"), "{late:?}");
+    late.fails(5, "\"DeadlineExceeded\"");
     daemon.run(&["frobnicate"]).fails(2, "frobnicate");
     let nobody = program(&["--socket", "/nonexistent/s", "list"]).output().unwrap();
     let nobody = crate::daemon::Said::from(nobody);
@@ -208,4 +211,17 @@ fn a_second_daemon_on_a_directory_ends_at_once() {
     let third = program(&["serve", "--state-dir", other, "--socket", socket]).output().unwrap();
     crate::daemon::Said::from(third).fails(5, "another daemon listens there");
     daemon.run(&["run", "web"]).ok();
+}
+
+#[test]
+fn a_daemon_that_stands_still_holds_nobody_up_for_longer_than_they_said() {
+    let daemon = Daemon::begin();
+    daemon.signal(Signal::STOP);
+    for verb in [&["list"][..], &["ping", "x"], &["watch"], &["logs", "x"], &["exec", "x", "--", "/bin/true"]]
+    {
+        let said = daemon.run(&[&["--timeout", "300ms"], verb].concat());
+        assert_eq!(said.fails(5, "did not answer in time"), "", "{verb:?}");
+    }
+    daemon.signal(Signal::CONT);
+    daemon.run(&["list"]).ok();
 }

@@ -211,6 +211,10 @@ impl Book {
         self.pages.iter().for_each(|page| page.note(now, what));
     }
 
+    pub(crate) fn count_error(&self, page: &Page, error: &str) {
+        *self.errors.lock().expect("no panic").entry(kind_of(page, error)).or_default() += 1;
+    }
+
     /// Enters a command that was answered, or not.
     pub(crate) fn enter(&self, page: &Page, client: usize, step: Step) {
         match &step.outcome {
@@ -218,7 +222,7 @@ impl Book {
             Outcome::Refused(_) => add(&self.counts.refused),
             Outcome::Failed(error) => {
                 add(&self.counts.failed);
-                *self.errors.lock().expect("no panic").entry(kind_of(page, error)).or_default() += 1;
+                self.count_error(page, error);
             }
             Outcome::Lost(_) => add(&self.counts.lost_answers),
         }
@@ -252,6 +256,19 @@ impl Page {
         history.push(format!("{:9.3} s  {what}", at.as_secs_f64()));
     }
 
+    /// What it may be now, where that can be told.
+    pub(crate) fn certain(&self) -> Option<BTreeSet<State>> {
+        let certain = self.entries.lock().expect("no panic").certain.clone()?;
+        Some(self.by_now(&certain))
+    }
+
+    /// The same states, and those that they may have come to by themselves.
+    fn by_now(&self, certain: &BTreeSet<State>) -> BTreeSet<State> {
+        let mut states = certain.iter().copied().collect();
+        model::by_itself(&mut states, self.kind == Kind::Mortal);
+        states.into_iter().collect()
+    }
+
     /// Enters a step. Says what cannot be, where what is possible is known at once.
     fn enter(&self, step: Step) -> Option<String> {
         let mut entries = self.entries.lock().expect("no panic");
@@ -271,7 +288,7 @@ impl Page {
                 unexplained =
                     Some(format!("{:?} was answered {:?}, but it was {certain:?}", step.verb, step.outcome));
             }
-            if let Some(why) = refused_wrongly(&step, &certain) {
+            if let Some(why) = refused_wrongly(&step, &self.by_now(&certain)) {
                 unexplained = Some(why);
             }
             entries.certain = Some(next).filter(|next| !next.is_empty());

@@ -150,7 +150,7 @@ impl Asker {
 
     /// Asks how it is, and compares where that is certain.
     async fn look(&mut self, line: &mut Client, page: &Page) {
-        let certain = page.entries.lock().expect("no panic").certain.clone();
+        let certain = page.certain();
         add(&self.crowd.book.counts.looks);
         let found = if self.dice.percent(50) {
             match line.status(&page.key).await {

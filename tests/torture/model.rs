@@ -94,7 +94,7 @@ pub(crate) enum Outcome {
 }
 
 /// How a mortal one may go on by itself: it ends.
-fn by_itself(states: &mut Vec<State>, mortal: bool) {
+pub(crate) fn by_itself(states: &mut Vec<State>, mortal: bool) {
     if mortal {
         let ended =
             states.iter().filter(|state| state.stage == Stage::Running).map(|state| state.to(Stage::Stopped));
@@ -109,7 +109,10 @@ fn done(verb: Verb, state: State, life: Option<u64>) -> Option<State> {
     Some(match (verb, state.stage) {
         (Verb::Define, Gone) => State { stage: Defined, kept: true, life: None },
         (Verb::Define, _) => State { kept: true, ..state },
-        (Verb::Create, Gone) | (Verb::Prepare | Verb::Create, Running | Paused) => return None,
+        (Verb::Create, Gone) => return None,
+        // One that came in the middle of a start joined it, and was answered when that had created it.
+        (Verb::Create, Running | Paused) => state,
+        (Verb::Prepare, Running | Paused) => State { kept: true, ..state },
         (Verb::Prepare, Created) => State { kept: true, ..state },
         (Verb::Prepare, _) => State { stage: Created, kept: true, life: None },
         (Verb::Create, Created) => state,
@@ -141,7 +144,9 @@ fn after(verb: Verb, outcome: &Outcome, state: State) -> Vec<State> {
     let mut states = vec![state];
     states.extend(done(verb, state, life));
     match (verb, state.stage) {
-        (Verb::Prepare, stage) if !stage.is_alive() => {
+        // What it is to be was noted first.
+        (Verb::Prepare, stage) if stage.is_alive() => states.push(State { kept: true, ..state }),
+        (Verb::Prepare, _) => {
             states.extend([
                 state.undone(),
                 State { kept: true, ..state }.undone(),

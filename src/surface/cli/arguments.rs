@@ -19,8 +19,9 @@ Exit codes:
   3  no sandbox has this name
   4  the sandbox is in a phase that does not permit it, or the name is taken
   5  the daemon cannot be reached, is busy, or did not answer in time
-Of several sandboxes the first that fails decides; all are tried. `exec` and `wait --propagate` end with the process's own
-status. Ctrl-C ends with 130 and changes nothing of what was begun, except that it kills the program of an attached `exec`.
+
+Of several sandboxes all are tried, and the first that fails decides. `exec` and `wait --propagate` end with the \
+process's own status. Ctrl-C ends with 130; what was begun goes on, but for the program of an attached `exec`.
 
 To begin with: `sandkeeper serve` in one terminal, `sandkeeper run web` and `sandkeeper list` in another.";
 
@@ -38,7 +39,7 @@ pub(super) struct Arguments {
 #[command(next_help_heading = "Everywhere")]
 pub(super) struct Common {
     /// The daemon's socket [default: /run/sandkeeper/sandkeeper.sock]
-    #[arg(long, global = true, env = "SANDKEEPER_SOCKET", value_name = "PATH")]
+    #[arg(long, global = true, env = "SANDKEEPER_SOCKET", hide_env_values = true, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
     /// The namespace of the sandboxes
     #[arg(
@@ -46,6 +47,7 @@ pub(super) struct Common {
         long,
         global = true,
         env = "SANDKEEPER_NAMESPACE",
+        hide_env_values = true,
         value_name = "NAME",
         default_value = "default"
     )]

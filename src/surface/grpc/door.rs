@@ -195,17 +195,17 @@ pub(super) fn status(error: &Error) -> Status {
 /// An error as it comes back.
 pub(super) fn error(status: &Status) -> Error {
     if let Some(source) = std::error::Error::source(status) {
-        // It was made on this side, because the other did not answer.
-        if source.is::<tonic::TimeoutExpired>() {
+        let mut deepest = source;
+        while let Some(deeper) = deepest.source() {
+            deepest = deeper;
+        }
+        // It was made on this side, because the other did not answer; the transport wraps it.
+        if deepest.is::<tonic::TimeoutExpired>() {
             return Error::from_remote(
                 ErrorKind::DeadlineExceeded,
                 "the daemon did not answer in time; what was begun goes on; ask for its status",
                 None,
             );
-        }
-        let mut deepest = source;
-        while let Some(deeper) = deepest.source() {
-            deepest = deeper;
         }
         let found = format!("the connection to the daemon was lost: {deepest}; is it still running?");
         return Error::from_remote(ErrorKind::Unavailable, found, None);

@@ -22,7 +22,8 @@ use crate::{At, Failure, children, report_of};
 
 /// The sandbox's PID 1, whose namespaces are joined.
 const LEADER: Fd = 4;
-const LEASH: Fd = 5;
+/// A pipe to whoever asked.
+pub(crate) const LEASH: Fd = 5;
 
 pub(crate) fn exec(body: &[u8], mut fds: Received) -> Result<((u32, Fd), Child), Failure> {
     let plan = Decoded::new(body).filter(|plan| plan.has(flag::PROCESS));

@@ -6,7 +6,7 @@ use core::ptr::{null, read_volatile, write_volatile};
 use crate::protocol::{Decoded, MAX_STRINGS, PlanRlimit, Step, Texts};
 use crate::sys::{self, Errno, pr};
 use crate::zygote::pointer;
-use crate::{At, Failure, leader};
+use crate::{At, Failure, exec, leader, waiting};
 
 /// Pointers to arguments and variables, each list closed by a null. A zygote never touches this memory, so it
 /// has none.
@@ -74,6 +74,7 @@ impl<'a> MainProcess<'a> {
         }
         if self.tied {
             tie_to_parent().at(Step::TieToParent)?;
+
         }
         // As the user it runs as, who may be barred from it.
         // SAFETY: a NUL-terminated string of the plan.
@@ -119,10 +120,12 @@ impl<'a> MainProcess<'a> {
 }
 
 /// Has the kernel kill this process when its parent ends. A change of user would undo it.
+///
+/// The parent may have been killed before. It does not show in this process's own numbers: a parent outside of the PID namespace
+/// has number 0 here, and so has the one that takes its place. But it is only killed once the leash is let go.
 fn tie_to_parent() -> Result<(), Errno> {
     sys::prctl(pr::SET_PDEATHSIG, sys::SIGKILL as usize, 0)?;
-    // A parent outside of the PID namespace has number 0 here. If it has ended already, PID 1 is the parent now.
-    if sys::plain(sys::GETPPID, [0; 5])? == 0 { Ok(()) } else { Err(sys::EPERM) }
+    if waiting::has_ended(exec::LEASH) { Err(sys::EPERM) } else { Ok(()) }
 }
 
 const PATH_MAX: usize = 4096;

@@ -29,6 +29,16 @@ pub(crate) fn poll(polled: &mut [Poll]) -> Outcome {
     unsafe { sys::call(sys::PPOLL, [polled.as_mut_ptr() as usize, polled.len(), 0, 0, 8]) }
 }
 
+/// Whether the other end of a pipe is closed and nothing is left to read.
+pub(crate) fn has_ended(pipe: Fd) -> bool {
+    const HANG_UP: u16 = 0x10;
+    let mut polled = [Poll::input(pipe)];
+    let at_once = [0_u64; 2];
+    // SAFETY: one structure, writable, and a time limit of two numbers.
+    let asked = unsafe { sys::call(sys::PPOLL, [polled.as_mut_ptr() as usize, 1, at_once.as_ptr() as usize, 0, 8]) };
+    asked.is_ok() && polled[0].found == HANG_UP
+}
+
 /// A descriptor to read these signals from, which are blocked.
 pub(crate) fn signal_fd(mask: u64) -> Result<Fd, Errno> {
     // SAFETY: eight bytes to read.

@@ -126,8 +126,7 @@ impl Check<'_> {
                     // Too many ways, or a fault: what is there is what is gone on from.
                     _ => any
                         .into_iter()
-                        .map(|state| model::matching(&BTreeSet::from([state]), stage, life))
-                        .flatten()
+                        .flat_map(|state| model::matching(&BTreeSet::from([state]), stage, life))
                         .collect(),
                 };
                 entries.certain = Some(entries.known.clone()).filter(|_| !page.shared);

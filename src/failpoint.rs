@@ -10,10 +10,18 @@ pub const NAMES: &[&str] = &[
     "operation.after-intent",
     "operation.after-effect",
     "operation.after-outcome",
+    "operation.after-removal",
+    "operation.after-search",
     "linux.after-group",
+    "linux.after-log",
+    "linux.before-spawn",
     "linux.after-spawn",
+    "linux.after-stage",
+    "linux.after-freeze",
+    "linux.after-thaw",
     "linux.after-kill",
     "linux.after-remove",
+    "linux.after-program",
 ];
 
 /// Comes by a point.

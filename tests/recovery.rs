@@ -305,6 +305,28 @@ async fn a_full_disk_stops_starts_and_nothing_else() {
     assert_eq!(keeper.close(None).await.len(), 0);
 }
 
+/// What holds already is acknowledged when what led to it is durable, and not before: whoever asks for a pause a second time, while
+/// the first is being written, must not find it undone after a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_already_is_acknowledged_once_it_is_durable() {
+    let (dir, runtime, disk) = (tempfile::tempdir().unwrap(), MemoryRuntime::new(), Disk::default());
+    let keeper = open_with(|| open_on(dir.path(), &disk), &runtime).await;
+    let key = key("paused");
+    keeper.run(&key, spec("a")).await.unwrap();
+    disk.hold(true);
+    let first = tokio::spawn({
+        let keeper = keeper.clone();
+        async move { keeper.within(Duration::from_secs(60)).pause(&key).await }
+    });
+    until("it is paused", || phase(&keeper, &key) == "paused").await;
+    let again = keeper.within(Duration::from_millis(300)).pause(&key).await;
+    disk.hold(false);
+    assert_eq!(again.expect_err("nothing is written").kind(), ErrorKind::DeadlineExceeded);
+    first.await.unwrap().unwrap();
+    keeper.pause(&key).await.unwrap();
+    assert_eq!(keeper.close(None).await.len(), 0);
+}
+
 /// Records of a runtime that is not there now are kept for when it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_wait_for_their_runtime() {

@@ -77,6 +77,8 @@ struct Owned {
     rested_after: Option<u64>,
     /// What was last given to the journal.
     written: Option<Record>,
+    /// How much of what was given to it is not durable yet.
+    unwritten: u32,
 }
 
 /// What a wait comes to.
@@ -181,6 +183,7 @@ impl Cell {
                 sent: 0,
                 rested_after: None,
                 written,
+                unwritten: 0,
             }),
             queued: AtomicU32::new(0),
             resting_noted: AtomicBool::new(false),

@@ -76,6 +76,9 @@ impl Performance {
         let begun = Instant::now();
         let result = self.obey(cell).await.map_err(|error| error.on(&cell.key));
         crate::failpoint::reach("operation.after-effect");
+        if let Operation::Reattach = self.operation {
+            crate::failpoint::reach("operation.after-search");
+        }
         telemetry::operation(
             self.operation,
             begun.elapsed(),

@@ -254,8 +254,10 @@ impl Shell {
         self.intent = Some(intent).filter(|_| self.cell.has_changed());
         self.act(effects);
         self.intent = None;
-        let change = if defines { self.cell.definition_change() } else { self.cell.change() };
         let mut answers = std::mem::take(&mut self.answers);
+        // What holds already is no more durable than the turn that led to it.
+        let again = defines || !answers.is_empty() && self.cell.is_being_written();
+        let change = if again { self.cell.definition_change() } else { self.cell.change() };
         if !answers.is_empty() {
             let settled = self.settled();
             for (_, result) in answers.iter_mut().filter(|(_, result)| result.is_ok()) {

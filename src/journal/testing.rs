@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
+use parking_lot::{Condvar, Mutex};
 use redb::StorageBackend;
 
 use super::medium::OnFile;
@@ -13,9 +14,9 @@ use crate::error::Error;
 use crate::id::SandboxKey;
 use crate::model::{Life, Phase, Record};
 
-/// A disk that can be told to refuse every write.
+/// A disk that can be told to refuse every write, or to let it wait.
 #[derive(Debug, Clone, Default)]
-pub struct Disk(Arc<AtomicBool>);
+pub struct Disk(Arc<AtomicBool>, Arc<(Mutex<bool>, Condvar)>);
 
 impl Disk {
     /// Refuses writes from now on, or takes them again.
@@ -23,7 +24,17 @@ impl Disk {
         self.0.store(refuses, Ordering::Release);
     }
 
+    /// Lets writes wait from now on, or go on.
+    pub fn hold(&self, holds: bool) {
+        *self.1.0.lock() = holds;
+        self.1.1.notify_all();
+    }
+
     fn check(&self) -> io::Result<()> {
+        let mut holds = self.1.0.lock();
+        while *holds {
+            self.1.1.wait(&mut holds);
+        }
         match self.0.load(Ordering::Acquire) {
             true => Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error())),
             false => Ok(()),

@@ -26,7 +26,7 @@ pub enum Because {
     Undoing,
     /// A pause failed, and is being withdrawn.
     Withdrawing,
-    /// Its owner was lost, and what exists is being found out.
+    /// Its owner or its keeper was lost, and what exists is being found out.
     Recovering,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Refusal {
             Because::ShuttingDown => f.write_str("it is being shut down"),
             Because::Undoing => f.write_str("its start failed, and what that made is being removed"),
             Because::Withdrawing => f.write_str("a pause of it failed, and is being withdrawn"),
-            Because::Recovering => f.write_str("its owner failed, and what exists of it is being found out"),
+            Because::Recovering => f.write_str("what exists of it is being found out"),
         }
     }
 }

@@ -289,6 +289,7 @@ impl Routing {
         // Told once it is written: who hears that it is gone must not find it again after a crash. If it cannot be written, it
         // is gone all the same.
         let then = move |_written: Result<(), Error>| {
+            crate::failpoint::reach("operation.after-removal");
             for (reply, result) in farewell {
                 reply.send(result);
             }

@@ -119,6 +119,10 @@ impl Asker {
         let text = format!("{:?}: {error}", error.kind());
         match error.kind() {
             // Refused by a daemon that is not ready for it, which says when to try again.
+            // What it is to be was noted before what was to be made of it was refused.
+            ErrorKind::Unavailable if error.retry_hint().is_some() && verb == Verb::Prepare => {
+                Outcome::Failed(text)
+            }
             ErrorKind::Unavailable if error.retry_hint().is_some() => Outcome::Refused(text),
             ErrorKind::NotFound | ErrorKind::ResourceExhausted => Outcome::Refused(text),
             ErrorKind::FailedPrecondition if matches!(verb, Verb::Pause | Verb::Resume) => {

@@ -42,7 +42,7 @@ impl Place {
 
     /// The last lines of its log.
     pub(crate) fn last_words(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_else(|error| format!("no log: {error}").into_bytes());
+        let text = std::fs::read(&self.log).unwrap_or_else(|error| error.to_string().into_bytes());
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")

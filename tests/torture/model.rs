@@ -214,6 +214,14 @@ pub(crate) fn possible(from: &BTreeSet<State>, steps: &[Step], mortal: bool) -> 
     Some(all_orders(ways, steps, mortal)?.into_iter().map(|(state, _)| state).collect())
 }
 
+fn joins(step: &Step) -> bool {
+    matches!(step.verb, Verb::Create | Verb::Prepare) && matches!(step.outcome, Outcome::Done(_))
+}
+
+fn may_be_undone(step: &Step) -> bool {
+    matches!(step.verb, Verb::Run | Verb::Start) && !matches!(step.outcome, Outcome::Done(_))
+}
+
 /// Lets every open step take effect, or not yet, in every order.
 fn all_orders(
     ways: BTreeSet<(State, Vec<usize>)>,
@@ -227,6 +235,11 @@ fn all_orders(
             let mut left = open.clone();
             left.remove(place);
             let mut states = after(steps[*index].verb, &steps[*index].outcome, state);
+            if joins(&steps[*index]) && left.iter().any(|open| may_be_undone(&steps[*open])) {
+                // It was acknowledged in the middle of a start, which is undone as a whole if it does not come about.
+                let kept = state.kept || steps[*index].verb == Verb::Prepare && state.stage != Stage::Gone;
+                states.push(State { kept, ..state });
+            }
             by_itself(&mut states, mortal);
             for state in states {
                 let way = (state, left.clone());
@@ -275,6 +288,9 @@ pub(crate) fn try_itself() {
     assert_eq!(stages(&after), set(&[Stage::Running]), "one after the other");
     let ended = [started.clone(), step(Verb::Stop, lost(), 3, 4), step(Verb::Shutdown, acked(), 5, 6)];
     assert_eq!(stages(&ended), set(&[Stage::Gone]));
+    let joined =
+        [step(Verb::Run, lost(), 1, 9), step(Verb::Create, acked(), 2, 3), step(Verb::Define, acked(), 4, 5)];
+    assert_eq!(stages(&joined), set(&[Stage::Defined, Stage::Running]));
     let states = possible(&BTreeSet::from([State::GONE]), &[started], false).expect("few ways");
     assert!(
         matching(&states, Stage::Running, 8).is_empty(),

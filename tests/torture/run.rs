@@ -182,6 +182,10 @@ impl Run<'_> {
         let mut told = Instant::now();
         while self.tally.kills < self.arguments.kills && begun.elapsed() < limit && !self.is_to_end() {
             tokio::time::sleep(self.dice.time(LIFETIME)).await;
+            if self.dice.percent(20) {
+                self.check_as_it_runs(&mut daemon).await?;
+                tokio::time::sleep(self.dice.time(CHILDHOOD)).await;
+            }
             self.kill(&mut daemon);
             // Sometimes several in a row, while the clients go on asking.
             while self.dice.percent(35) {
@@ -222,12 +226,25 @@ impl Run<'_> {
             None => Arc::clone(&crowd.gate).write_owned().await,
         };
         self.recovered(&mut daemon, &mut client).await?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let check = Check { book: &self.book, sight: &self.sight, cores, mounts_before: &self.mounts_before };
-        check.run(&mut client).await;
-        self.tally.checks += 1;
+        self.check(&mut client).await;
         drop(gate);
         Ok(daemon)
+    }
+
+    /// Has the clients wait, and looks at everything: what one daemon leaves behind, the next would remove before anybody sees it.
+    async fn check_as_it_runs(&mut self, daemon: &mut Daemon) -> Result<(), String> {
+        let gate = Arc::clone(&self.crowd.gate).write_owned().await;
+        let mut client = daemon.client(&self.place).await?;
+        self.check(&mut client).await;
+        drop(gate);
+        Ok(())
+    }
+
+    async fn check(&mut self, client: &mut Client) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let check = Check { book: &self.book, sight: &self.sight, cores, mounts_before: &self.mounts_before };
+        check.run(client).await;
+        self.tally.checks += 1;
     }
 
     /// Waits until nothing is recovering.

@@ -146,7 +146,7 @@ impl Sight {
     }
 
     fn doors(&self, world: &mut World) {
-        let listed = fs::read_to_string("/proc/net/unix").expect("/proc is mounted");
+        let listed = fs::read_to_string("/proc/net/unix").expect("it is always there");
         for name in
             children_files(&self.state.join("zygotes")).into_iter().filter(|name| name.ends_with(".sock"))
         {
@@ -170,7 +170,7 @@ impl Sight {
 
     /// What is mounted from or on places of this run.
     fn mounts(&self) -> BTreeSet<String> {
-        let text = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+        let text = fs::read_to_string("/proc/self/mountinfo").expect("it is always there");
         let dir = self.dir.to_string_lossy().into_owned();
         text.lines().filter(|line| line.contains(&dir)).map(str::to_owned).collect()
     }

@@ -54,12 +54,27 @@ impl Cell {
         then: impl FnOnce(Result<(), Error>) + Send + 'static,
     ) {
         match (&self.services.journal, change) {
-            (Some(journal), Some(change)) => journal.write(self.key, change, Some(Box::new(then))),
+            (Some(journal), Some(change)) => {
+                self.owned.lock().unwritten += 1;
+                let myself = self.myself.clone();
+                let then = move |result| {
+                    if let Some(cell) = myself.upgrade() {
+                        cell.owned.lock().unwritten -= 1;
+                    }
+                    then(result);
+                };
+                journal.write(self.key, change, Some(Box::new(then)));
+            }
             _ => then(Ok(())),
         }
     }
 
-    /// The definition as it stands, whether or not it was written before.
+    /// Whether something that was given to the journal is not durable yet.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.owned.lock().unwritten > 0
+    }
+
+    /// What is going on as it stands, whether or not it was written before.
     pub(crate) fn definition_change(&self) -> Option<Change> {
         self.change().or_else(|| {
             let record = self.owned.lock().written?;

@@ -93,6 +93,7 @@ async fn begin(
         }
     };
     let (child, pid) = born.map_err(|error| if leader.has_ended() { not_running() } else { error })?;
+    crate::failpoint::reach("linux.after-program");
     let (middle, zygote) = (child.pid, Arc::clone(&child.zygote));
     if middle <= 1 || pid <= 1 {
         return Err(Error::new(ErrorKind::Internal, TRIED, format!("its processes are {middle} and {pid}")));

@@ -95,6 +95,10 @@ fn look(sandbox: &Sandbox, tree: &Tree, leader: &Leader, to: Freezer, ask: bool)
     let Some(group) = group else { return Err(not_running(to)) };
     if ask {
         request(&group, to).map_err(failed)?;
+        crate::failpoint::reach(match to {
+            Freezer::Freeze => "linux.after-freeze",
+            Freezer::Thaw => "linux.after-thaw",
+        });
     }
     let wanted = to == Freezer::Freeze;
     let mut there = false;

@@ -75,6 +75,7 @@ impl Logs {
         };
         let slots = [make(SLOTS[0])?, make(SLOTS[1])?];
         rustix::io::pwrite(&slots[0], &header.encode(), 0)?;
+        crate::failpoint::reach("linux.after-log");
         Ok(slots)
     }
 

@@ -103,6 +103,7 @@ impl Inner {
         sandbox.check_not_ending("start")?;
         let group = self.past.is_some().then(|| Arc::clone(&files.group));
         // Nor does a zygote that does not answer hold up the end: a child that comes too late is ended when it is told of.
+        crate::failpoint::reach("linux.before-spawn");
         let spawned = tokio::select! {
             spawned = zygotes.spawn(&plan, files) => spawned,
             () = sandbox.until_ending() => return Err(sandbox.is_ending("start")),
@@ -119,6 +120,7 @@ impl Inner {
                 tracing::debug!(sandbox = %sandbox.instance.key, %error, "how far it has come is not written on its cgroup");
             }
         }
+        crate::failpoint::reach("linux.after-stage");
         let spawned = spawned?;
         if spawned.pid <= 1 {
             let found = format!("its leader has process ID {}", spawned.pid);

@@ -125,6 +125,8 @@ impl Asker {
             }
             ErrorKind::Unavailable if error.retry_hint().is_some() => Outcome::Refused(text),
             ErrorKind::NotFound | ErrorKind::ResourceExhausted => Outcome::Refused(text),
+            // It was thawed, or about to be frozen, and ended.
+            ErrorKind::FailedPrecondition if text.contains("its instance ended") => Outcome::Failed(text),
             ErrorKind::FailedPrecondition if matches!(verb, Verb::Pause | Verb::Resume) => {
                 Outcome::Refused(text)
             }

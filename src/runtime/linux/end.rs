@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::freeze::{self, Freezer};
 use super::sandbox::{Busy, Sandbox, Stage};
 use super::tree::Tree;
 use super::{Inner, group, kernel_error, sys};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// The first pause between two looks; the next are twice as long each, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -74,12 +75,12 @@ impl Inner {
         let mut named = false;
         let mut pause = FIRST_PAUSE;
         let mut busy = sandbox.acquire_within(Duration::ZERO).await;
-        loop {
+        for round in 0_u32.. {
             let reached = {
                 let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), busy.clone());
                 let step = move || {
                     let _busy = busy;
-                    step(&tree, &sandbox, goal)
+                    step(&tree, &sandbox, goal, round)
                 };
                 self.workers.run(step).await?.map_err(|error| kernel_error("end", "its cgroup", error))?
             };
@@ -95,6 +96,7 @@ impl Inner {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        Err(Error::new(ErrorKind::Internal, "end", "it was tried four billion times"))
     }
 
     fn name_what_does_not_end(&self, sandbox: &Sandbox) {
@@ -105,8 +107,14 @@ impl Inner {
     }
 }
 
+/// In how many rounds only the leader is killed, which takes its PID namespace along: some 60 ms.
+///
+/// A program that was run inside is a child of somebody outside of the namespace but in the group. Killed together with it, it
+/// would be for PID 1 of the machine to reap, and until that has done so the kernel does not let the leader go.
+const LEADER_ONLY: u32 = 6;
+
 /// Kills once, if there is anything to kill. Whether the goal is reached.
-fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
+fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal, round: u32) -> io::Result<bool> {
     let state = sandbox.state();
     let Some(number) = state.group else { return Ok(true) };
     let key = &sandbox.instance.key;
@@ -120,6 +128,16 @@ fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal) -> io::Result<bool> {
         if reached {
             return Ok(true);
         }
+    }
+    if let Some(leader) = leader.as_ref().filter(|_| round < LEADER_ONLY)
+        && pidfd_send_signal(&leader.pidfd, Signal::KILL).is_ok()
+    {
+        crate::failpoint::reach("linux.after-kill");
+        // What is frozen dies of it all the same, but who is to reap it must run. By now the whole namespace is being killed.
+        if round > 0 && freeze::is_asked(&group) {
+            freeze::request(&group, Freezer::Thaw)?;
+        }
+        return Ok(false);
     }
     let killed = group::kill(&group);
     crate::failpoint::reach("linux.after-kill");

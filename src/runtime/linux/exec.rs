@@ -145,8 +145,7 @@ async fn open_group(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Result<OwnedF
         let group = group.transpose().map_err(|error| kernel_error(TRIED, "its cgroup", error))?;
         let group = group.ok_or_else(not_running)?;
         // What is asked to freeze counts as frozen: the program would be born into it and never get to run.
-        let asked = group::read(&group, "cgroup.freeze").is_ok_and(|value| value.trim() == "1");
-        if asked || freeze::is_frozen(&tree, &sandbox) {
+        if freeze::is_asked(&group) || freeze::is_frozen(&tree, &sandbox) {
             return Err(
                 Error::new(ErrorKind::FailedPrecondition, TRIED, "it is paused").remedy("resume it first")
             );

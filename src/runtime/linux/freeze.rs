@@ -120,7 +120,13 @@ fn look(sandbox: &Sandbox, tree: &Tree, leader: &Leader, to: Freezer, ask: bool)
     Ok(there)
 }
 
-fn request(group: impl AsFd, to: Freezer) -> std::io::Result<()> {
+/// Whether a group is asked to be frozen, as it will be as soon as something is in it.
+pub(super) fn is_asked(group: impl AsFd) -> bool {
+    group::read(group, "cgroup.freeze").is_ok_and(|value| value.trim() == "1")
+}
+
+/// Asks for it, and does not wait.
+pub(super) fn request(group: impl AsFd, to: Freezer) -> std::io::Result<()> {
     let value = if to == Freezer::Freeze { "1" } else { "0" };
     match group::write(group, "cgroup.freeze", value) {
         Err(error) if group::is_gone(&error) => Ok(()),

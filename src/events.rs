@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -59,6 +59,8 @@ pub(crate) struct EventLog {
     ring: Mutex<Ring>,
     appended: Notify,
     closed: AtomicBool,
+    /// How many watch it.
+    watchers: AtomicUsize,
     /// Which keeper's this is, of all that the same journal has had.
     epoch: u64,
 }
@@ -73,12 +75,31 @@ pub(crate) enum Read {
 
 impl EventLog {
     pub(crate) fn new(epoch: u64) -> Self {
-        Self { ring: Mutex::default(), appended: Notify::new(), closed: AtomicBool::new(false), epoch }
+        Self {
+            ring: Mutex::default(),
+            appended: Notify::new(),
+            closed: AtomicBool::new(false),
+            watchers: AtomicUsize::new(0),
+            epoch,
+        }
     }
 
     /// Counts up with every keeper on the same journal: sequence numbers are worth nothing in another.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Somebody more watches, or somebody fewer.
+    pub(crate) fn count_watcher(&self, comes: bool) {
+        match comes {
+            true => self.watchers.fetch_add(1, Ordering::Relaxed),
+            false => self.watchers.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
+    /// How many watch it.
+    pub(crate) fn watchers(&self) -> usize {
+        self.watchers.load(Ordering::Relaxed)
     }
 
     pub(crate) fn append(&self, entry: Entry) {

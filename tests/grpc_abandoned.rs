@@ -75,7 +75,7 @@ async fn abandon(task: JoinHandle<()>) {
     assert!(gone.is_cancelled(), "{gone}");
 }
 
-/// Goal: descriptors, tasks and waiters are back where they were; by room for exactly so many waiters, twice over.
+/// Goal: descriptors, tasks, watchers and waiters are back where they were; by room for exactly so many waiters, twice over.
 #[test]
 fn ten_thousand_abandoned_waits_and_a_thousand_watches_leave_nothing() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -115,9 +115,10 @@ fn ten_thousand_abandoned_waits_and_a_thousand_watches_leave_nothing() {
                     watches.push(watch);
                 }
             }
-            assert!(tasks() >= tasks_before + WATCHES / 2);
+            assert_eq!(house.keeper.watchers(), WATCHES);
             drop(watches);
             until("nothing is left of them", as_before).await;
+            until("nobody watches", || (house.keeper.watchers() == 0).then_some(())).await;
         }
         // Abandoned before it was even looked at.
         for _ in 0..1_000 {

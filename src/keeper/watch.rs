@@ -57,7 +57,13 @@ impl Keeper {
         self.watch()
     }
 
+    /// How many watch at the moment.
+    pub fn watchers(&self) -> usize {
+        self.inner.services.events.watchers()
+    }
+
     fn watch_after(&self, next: u64, take_stock: bool) -> Watch {
+        self.inner.services.events.count_watcher(true);
         Watch {
             services: Arc::clone(&self.inner.services),
             index: Arc::downgrade(&self.inner.index),
@@ -65,6 +71,12 @@ impl Keeper {
             read: VecDeque::new(),
             take_stock,
         }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.services.events.count_watcher(false);
     }
 }
 

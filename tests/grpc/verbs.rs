@@ -299,7 +299,11 @@ fn a_deadline_ends_the_call_and_not_the_work() {
         let error = hasty.start(&a, Some(&SandboxSpec::default())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
         assert!(error.to_string().contains("it is starting"), "the daemon's own words: {error}");
-        until("it runs", || house.keeper.ping(&a).ok()).await;
+        // C01 (b): whoever tries again joins what is still under way.
+        let retried =
+            client.within(Duration::from_secs(60)).start(&a, Some(&SandboxSpec::default())).await.unwrap();
+        assert_eq!(house.memory.running(), [(a, retried.pid)]);
+        assert_eq!(house.memory.most_starting(), 1);
         let error = hasty.wait(&a).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
         assert!(error.to_string().contains("not done within"), "the daemon's own words: {error}");

@@ -250,8 +250,8 @@ impl Shell {
     /// answered when it is; the operation that it begins waits for it as well.
     fn turn(&mut self, next: Lifecycle, effects: Vec<Effect>, defines: bool) {
         self.cell.set_lifecycle(next);
-        let (written, intent) = oneshot::channel();
-        self.intent = Some(intent).filter(|_| self.cell.has_changed());
+        let (written, intent) = self.cell.has_changed().then(oneshot::channel).unzip();
+        self.intent = intent;
         self.act(effects);
         self.intent = None;
         let mut answers = std::mem::take(&mut self.answers);
@@ -271,8 +271,10 @@ impl Shell {
                 let refused = result.as_ref().err().filter(|_| defines).cloned();
                 reply.send(refused.map_or(answer, Err));
             }
-            // Nobody there if no operation has begun.
-            let _ = written.send(result);
+            if let Some(written) = written {
+                // Nobody there if no operation has begun.
+                let _ = written.send(result);
+            }
         };
         self.cell.write(change, then);
     }

@@ -1,5 +1,6 @@
 //! The lifecycle machine: what a caller may ask in each phase, and what each report of the world leads to.
 
+use super::record::can_be_asked;
 use super::state::{Current, Ending, Goals, Removing, State, Then, Turn};
 use super::{
     Because, BootMillis, Cause, Command, Effect, Exit, Life, Observation, OpId, Outcome, Phase, Refusal,
@@ -226,17 +227,13 @@ impl Turn {
 
     fn stop(&mut self, grace_millis: u64) -> Answer {
         match self.state {
+            _ if self.has_its_own_time(grace_millis) => self.end_in_its_time(grace_millis),
             State::Defined | State::Stopped { .. } | State::Gone => return Answer::Done,
             State::Clearing { exit, .. } => {
                 self.cancel();
                 self.fail_all_but_ends(Cause::Stop);
                 self.enter(State::Stopped { exit });
                 return Answer::Done;
-            }
-            State::Running if grace_millis > 0 => self.begin_asking(grace_millis),
-            State::Stopping { .. } => self.shorten_grace(grace_millis),
-            State::Recovering { was, .. } if grace_millis > 0 && super::record::can_be_asked(was) => {
-                self.ask_once_found(grace_millis)
             }
             State::Deleting { .. } => {}
             State::Recovering { was: Phase::Deleting | Phase::Stopped, .. } => {
@@ -256,14 +253,10 @@ impl Turn {
     fn shutdown(&mut self, grace_millis: u64) -> Answer {
         let answer = self.join(|goals| &mut goals.shutdown);
         match self.state {
+            _ if self.has_its_own_time(grace_millis) => self.end_in_its_time(grace_millis),
             State::Gone => {
                 self.goals.shutdown = None;
                 return Answer::Done;
-            }
-            State::Running if grace_millis > 0 => self.begin_asking(grace_millis),
-            State::Stopping { .. } => self.shorten_grace(grace_millis),
-            State::Recovering { was, .. } if grace_millis > 0 && super::record::can_be_asked(was) => {
-                self.ask_once_found(grace_millis)
             }
             State::Deleting { step: Removing::Under { op }, undone, .. } => {
                 self.enter(State::Deleting { step: Removing::Under { op }, then: Then::Gone, undone });
@@ -279,6 +272,26 @@ impl Turn {
             }
         }
         answer
+    }
+
+    /// Whether it is being ended already, or can act on a request to end and has time for it.
+    fn has_its_own_time(&self, grace_millis: u64) -> bool {
+        match self.state {
+            State::Running => grace_millis > 0,
+            State::Stopping { .. } => true,
+            // As far as is known yet.
+            State::Recovering { was, .. } => grace_millis > 0 && can_be_asked(was),
+            _ => false,
+        }
+    }
+
+    /// Asks it to end within so long, or shortens the time that it has.
+    fn end_in_its_time(&mut self, grace_millis: u64) {
+        match self.state {
+            State::Stopping { .. } => self.shorten_grace(grace_millis),
+            State::Recovering { .. } => self.ask_once_found(grace_millis),
+            _ => self.begin_asking(grace_millis),
+        }
     }
 
     /// The end that was reported of what is only now being started.

@@ -312,17 +312,9 @@ impl Routing {
             let Some((cell, life)) = self.stopped.pop_front() else { return };
             if let Some(cell) = cell.upgrade() {
                 tracing::info!(sandbox = %cell.key, "the oldest stopped record is dropped");
-                self.shut_down(cell.key, 0, Some(life));
+                shut_down(&self.services, cell.key, 0, Some(life));
             }
         }
-    }
-
-    /// Shuts a sandbox down of the keeper's own accord.
-    fn shut_down(&self, key: SandboxKey, grace_millis: u64, only_if_stopped: Option<Life>) {
-        let (reply, _nobody) = Reply::new();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let call = Call::new(key, Command::Shutdown { grace_millis }, deadline, reply);
-        self.services.registry.send(Upward::Call(Box::new(Call { only_if_stopped, ..call })));
     }
 
     fn replace_owner(&mut self, cell: &Arc<Cell>) {
@@ -348,7 +340,7 @@ impl Routing {
             let pulse = cell.pulse();
             if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis()) {
                 // It may have been lost on its way; a Shutdown that is under way already is joined.
-                self.shut_down(cell.key, grace_millis, None);
+                shut_down(&self.services, cell.key, grace_millis, None);
             }
             if cell.has_actor() {
                 cell.note_resting();
@@ -379,13 +371,18 @@ pub(crate) fn restore(
 }
 
 /// A definition that could not be written is none: it goes again, unless something was begun with it meanwhile.
-fn forget_unwritten(services: &Arc<Services>, cell: &Cell) {
+fn forget_unwritten(services: &Services, cell: &Cell) {
     if cell.pulse().phase() == Phase::Defined {
-        let (reply, _nobody) = Reply::new();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let call = Call::new(cell.key, Command::Shutdown { grace_millis: 0 }, deadline, reply);
-        services.registry.send(Upward::Call(Box::new(call)));
+        shut_down(services, cell.key, 0, None);
     }
+}
+
+/// Shuts a sandbox down of the keeper's own accord.
+fn shut_down(services: &Services, key: SandboxKey, grace_millis: u64, only_if_stopped: Option<Life>) {
+    let (reply, _nobody) = Reply::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let call = Call::new(key, Command::Shutdown { grace_millis }, deadline, reply);
+    services.registry.send(Upward::Call(Box::new(Call { only_if_stopped, ..call })));
 }
 
 /// Nobody has this name.

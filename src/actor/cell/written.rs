@@ -23,8 +23,7 @@ fn covers(written: &Record, record: &Record) -> bool {
 impl Cell {
     /// Whether what is going on is not what was last written. What is gone is for the registry to remove.
     pub(crate) fn has_changed(&self) -> bool {
-        let owned = self.owned.lock();
-        self.services.journal.is_some() && owned.changed().is_some()
+        self.services.journal.is_some() && self.owned.lock().changed().is_some()
     }
 
     /// What is to be written, if what is going on has changed since the last time. It counts as written from then on.

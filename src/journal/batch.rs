@@ -2,11 +2,10 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::id::SandboxKey;
 
-use super::{Change, SandboxRecord};
+use super::Change;
 
 /// A key in an order that is quick to decide; which one does not matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,74 +23,62 @@ impl PartialOrd for Name {
     }
 }
 
-/// What is to become of one sandbox's records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Net {
-    Define(Arc<[u8]>, SandboxRecord),
-    State(SandboxRecord),
-    Remove,
-}
-
 /// The last word on each sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Batch {
-    nets: BTreeMap<Name, Net>,
+    changes: BTreeMap<Name, Change>,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.nets.is_empty()
+        self.changes.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.nets.len()
+        self.changes.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&SandboxKey, &Net)> {
-        self.nets.iter().map(|(name, net)| (&name.0, net))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&SandboxKey, &Change)> {
+        self.changes.iter().map(|(name, change)| (&name.0, change))
     }
 
     /// Adds a change that comes after all that is in here.
     pub(super) fn add(&mut self, key: &SandboxKey, change: &Change) {
-        let net = match change {
-            Change::Define(spec, state) => Net::Define(Arc::clone(spec), *state),
-            Change::State(state) => Net::State(*state),
-            Change::Remove => Net::Remove,
-        };
-        self.put(Name(*key), net);
+        self.put(Name(*key), change.clone());
     }
 
     /// Adds all of another that comes after this.
     pub(super) fn absorb(&mut self, later: Batch) {
-        for (name, net) in later.nets {
-            self.put(name, net);
+        for (name, change) in later.changes {
+            self.put(name, change);
         }
     }
 
-    fn put(&mut self, name: Name, net: Net) {
-        let Net::State(state) = net else {
-            self.nets.insert(name, net);
+    fn put(&mut self, name: Name, change: Change) {
+        let Change::State(state) = change else {
+            self.changes.insert(name, change);
             return;
         };
-        match self.nets.get_mut(&name) {
-            Some(Net::Define(_, known) | Net::State(known)) => *known = state,
+        match self.changes.get_mut(&name) {
+            Some(Change::Define(_, known) | Change::State(known)) => *known = state,
             // It is gone; a word about it that comes late does not bring it back.
-            Some(Net::Remove) => {}
+            Some(Change::Remove) => {}
             None => {
-                self.nets.insert(name, net);
+                self.changes.insert(name, change);
             }
         }
     }
 
     /// Takes out what would make a sandbox known that was not.
     pub(super) fn split_off_defines(&mut self) -> Batch {
-        let (defines, others) =
-            std::mem::take(&mut self.nets).into_iter().partition(|(_, net)| matches!(net, Net::Define(..)));
-        self.nets = others;
-        Batch { nets: defines }
+        let (defines, others) = std::mem::take(&mut self.changes)
+            .into_iter()
+            .partition(|(_, change)| matches!(change, Change::Define(..)));
+        self.changes = others;
+        Batch { changes: defines }
     }
 
     pub(super) fn contains(&self, key: &SandboxKey) -> bool {
-        self.nets.contains_key(&Name(*key))
+        self.changes.contains_key(&Name(*key))
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::{BackendError, ConcurrencyMode, ReadableDatabase, ReadableTable, StorageBackend};
 
-use super::batch::Net;
+use super::Change;
 use super::fault::{Fault, guarded};
 use super::record::{self, Meta, Quarantined};
 use super::rows::{Rows, join};
@@ -113,8 +113,8 @@ pub(super) fn save(place: &Place, store: &mut Store) -> Result<(), Fault> {
     );
     store.transact(|tables, meta| {
         for sandbox in &read.sandboxes {
-            let net = Net::Define(sandbox.spec.clone(), sandbox.state);
-            tables.put(sandbox.key.as_str(), &net, meta)?;
+            let change = Change::Define(sandbox.spec.clone(), sandbox.state);
+            tables.put(sandbox.key.as_str(), &change, meta)?;
         }
         // What was in quarantine there goes first, under numbers of its own.
         tables.quarantine(&found.quarantine, meta)?;

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
-use super::batch::{Batch, Net};
+use super::batch::Batch;
 use super::fault::{Fault, Stop, guarded};
 use super::medium::{Chosen, Medium, New, Trial};
 use super::record::{self, Meta, Quarantined, Shelf};
 use super::rows::read_all;
-use super::{Damaged, Recorded, Recovered};
+use super::{Change, Damaged, Recorded, Recovered};
 
 /// The format of the whole file: which tables there are and what is in them.
 pub(super) const FORMAT: u32 = 1;
@@ -166,8 +166,8 @@ impl Store {
                 meta.incomplete = false;
                 meta.accepted = meta.quarantined;
             }
-            for (key, net) in batch.iter() {
-                tables.put(key.as_str(), net, meta)?;
+            for (key, change) in batch.iter() {
+                tables.put(key.as_str(), change, meta)?;
             }
             Ok(())
         })
@@ -177,8 +177,8 @@ impl Store {
     pub(super) fn fill(&mut self, all: &[Recorded], incomplete: bool) -> Result<(), Fault> {
         self.transact(|tables, meta| {
             for sandbox in all {
-                let net = Net::Define(sandbox.spec.clone(), sandbox.state);
-                tables.put(sandbox.key.as_str(), &net, meta)?;
+                let change = Change::Define(sandbox.spec.clone(), sandbox.state);
+                tables.put(sandbox.key.as_str(), &change, meta)?;
             }
             meta.incomplete = incomplete;
             meta.salvage.clear();
@@ -221,11 +221,11 @@ pub(super) struct Tables<'txn> {
 }
 
 impl Tables<'_> {
-    pub(super) fn put(&mut self, key: &str, net: &Net, meta: &mut Meta) -> Result<(), Stop> {
-        let (spec, state) = match net {
-            Net::Define(spec, state) => (Some(spec), state),
-            Net::State(state) => (None, state),
-            Net::Remove => {
+    pub(super) fn put(&mut self, key: &str, change: &Change, meta: &mut Meta) -> Result<(), Stop> {
+        let (spec, state) = match change {
+            Change::Define(spec, state) => (Some(spec), state),
+            Change::State(state) => (None, state),
+            Change::Remove => {
                 self.specs.remove(key)?;
                 self.states.remove(key)?;
                 return Ok(());

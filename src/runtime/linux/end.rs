@@ -11,7 +11,7 @@ use super::freeze::{self, Freezer};
 use super::sandbox::{Busy, Sandbox, Stage};
 use super::tree::Tree;
 use super::{Inner, group, kernel_error, sys};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 /// The first pause between two looks; the next are twice as long each, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -75,12 +75,12 @@ impl Inner {
         let mut named = false;
         let mut pause = FIRST_PAUSE;
         let mut busy = sandbox.acquire_within(Duration::ZERO).await;
-        for round in 0_u32.. {
+        loop {
             let reached = {
                 let (tree, sandbox, busy) = (Arc::clone(&self.tree), Arc::clone(sandbox), busy.clone());
                 let step = move || {
                     let _busy = busy;
-                    step(&tree, &sandbox, goal, round)
+                    step(&tree, &sandbox, goal, pause)
                 };
                 self.workers.run(step).await?.map_err(|error| kernel_error("end", "its cgroup", error))?
             };
@@ -96,7 +96,6 @@ impl Inner {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Err(Error::new(ErrorKind::Internal, "end", "it was tried four billion times"))
     }
 
     fn name_what_does_not_end(&self, sandbox: &Sandbox) {
@@ -107,14 +106,14 @@ impl Inner {
     }
 }
 
-/// In how many rounds only the leader is killed, which takes its PID namespace along: some 60 ms.
+/// Until the pause between two looks is so long, only the leader is killed, which takes its PID namespace along.
 ///
 /// A program that was run inside is a child of somebody outside of the namespace but in the group. Killed together with it, it
 /// would be for PID 1 of the machine to reap, and until that has done so the kernel does not let the leader go.
-const LEADER_ONLY: u32 = 6;
+const LEADER_ONLY: Duration = Duration::from_millis(64);
 
-/// Kills once, if there is anything to kill. Whether the goal is reached.
-fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal, round: u32) -> io::Result<bool> {
+/// Kills once, if there is anything to kill; `pause` is how long until the next look. Whether the goal is reached.
+fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal, pause: Duration) -> io::Result<bool> {
     let state = sandbox.state();
     let Some(number) = state.group else { return Ok(true) };
     let key = &sandbox.instance.key;
@@ -129,20 +128,18 @@ fn step(tree: &Tree, sandbox: &Sandbox, goal: Goal, round: u32) -> io::Result<bo
             return Ok(true);
         }
     }
-    if let Some(leader) = leader.as_ref().filter(|_| round < LEADER_ONLY)
-        && pidfd_send_signal(&leader.pidfd, Signal::KILL).is_ok()
-    {
+    // By itself: somebody may have moved it to another group. It takes its PID namespace along.
+    let signalled = leader.map(|leader| pidfd_send_signal(&leader.pidfd, Signal::KILL));
+    if signalled == Some(Ok(())) && pause < LEADER_ONLY {
         crate::failpoint::reach("linux.after-kill");
         // What is frozen dies of it all the same, but who is to reap it must run. By now the whole namespace is being killed.
-        if round > 0 && freeze::is_asked(&group) {
+        if pause > FIRST_PAUSE && freeze::is_asked(&group) {
             freeze::request(&group, Freezer::Thaw)?;
         }
         return Ok(false);
     }
     let killed = group::kill(&group);
     crate::failpoint::reach("linux.after-kill");
-    // The leader too, by itself: somebody may have moved it to another group. It takes its PID namespace along.
-    let signalled = leader.map(|leader| pidfd_send_signal(&leader.pidfd, Signal::KILL));
     match (killed, signalled) {
         (Ok(()), _) | (_, Some(Ok(()) | Err(Errno::SRCH))) => Ok(false),
         (Err(error), _) => Err(error),

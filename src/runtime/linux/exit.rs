@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,6 +29,7 @@ use super::tree::Tree;
 use super::zygote::{ZygoteId, Zygotes};
 use super::{group, sys, workers};
 use crate::model::{Exit, ExitReason, Life};
+use crate::runtime::unix_nanos;
 
 /// Stands for the wake-up in place of a life. No life has this number.
 const WAKE: u64 = u64::MAX;
@@ -131,7 +132,7 @@ impl ExitWatch {
         }
         let status = judge.status(proc, sandbox, &leader);
         let reason = judge.reason(sandbox, status);
-        let exit = Exit { reason, at_unix_nanos: if leader.ended_unseen { 0 } else { now() } };
+        let exit = Exit { reason, at_unix_nanos: if leader.ended_unseen { 0 } else { unix_nanos() } };
         if judge.writes {
             judge.write(sandbox, exit);
         }
@@ -268,13 +269,6 @@ pub(super) fn parse_zombie(stat: &[u8], trust_name: bool) -> Option<i32> {
     let own: i32 = fields.nth(52 - 4)?.parse().ok()?;
     let recorded = if trust_name { wait_status_of_name(name) } else { None };
     Some(recorded.map_or(own, |status| status as i32))
-}
-
-/// Now, in nanoseconds since the Unix epoch.
-fn now() -> i64 {
-    // A clock set to before the epoch tells no time: 0, as for an end whose time nobody knows.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    i64::try_from(since).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

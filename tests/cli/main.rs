@@ -3,6 +3,8 @@
 #![expect(clippy::print_stderr, reason = "a test that fails shows the daemon's log")]
 
 mod daemon;
+#[path = "../names/hostile.rs"]
+mod hostile;
 mod json;
 mod names;
 mod readme;

@@ -22,7 +22,7 @@ pub struct Lifecycle {
     pub(super) goals: Goals,
     pub(super) current: Current,
     pub(super) next_op: u64,
-    /// Whether a start that fails leaves the definition.
+    /// Whether a start that fails leaves the definition: of what was defined, and of what has run.
     pub(super) kept: bool,
 }
 
@@ -41,7 +41,7 @@ impl Lifecycle {
         Self { kept: true, ..Self::passing() }
     }
 
-    /// A sandbox that exists for the sake of a start, and is forgotten if that fails.
+    /// A sandbox that exists for the sake of its first start, and is forgotten if that fails.
     pub fn passing() -> Self {
         Self {
             state: State::Defined,
@@ -65,6 +65,8 @@ impl Lifecycle {
     /// How that life ended, once nothing of it runs.
     pub fn exit(&self) -> Option<Exit> {
         match self.state {
+            // Its start came to nothing.
+            State::Defined if self.current.life != Life(0) => Some(self.current.unreported_exit()),
             State::Stopped { exit } | State::Clearing { exit, .. } => Some(exit),
             _ => None,
         }
@@ -341,7 +343,7 @@ impl Turn {
                 self.settle(|goals| &mut goals.create, Outcome::Done);
             }
             State::Starting { exit, .. } => {
-                self.current.ran = true;
+                self.has_run();
                 self.enter(State::Running);
                 self.settle(|goals| &mut goals.start, Outcome::Done);
                 if let Some((exit, all_ended)) = exit {
@@ -384,7 +386,7 @@ impl Turn {
             }
             Ending::Asking { .. } => self.begin_killing(exit),
             _ if !failed => {
-                let exit = exit.unwrap_or_else(|| self.unreported_exit());
+                let exit = exit.unwrap_or_else(|| self.current.unreported_exit());
                 self.ended(exit);
             }
             _ if self.goals.shutdown.is_some() => {
@@ -408,7 +410,7 @@ impl Turn {
             let at = self.retry_at();
             self.enter(State::Deleting { step: Removing::Retrying { at }, then, undone: None });
         } else {
-            self.tell(self.unreported_exit());
+            self.tell(self.current.unreported_exit());
             self.enter(match then {
                 Then::Gone => State::Gone,
                 Then::Defined => State::Defined,
@@ -429,7 +431,7 @@ impl Turn {
             | State::Paused
             | State::Resuming { .. } => self.ended_early(exit, all_ended),
             State::Recovering { was, .. } if was >= Phase::Starting && was < Phase::Deleting => {
-                self.current.ran = true;
+                self.has_run();
                 self.ended_early(exit, all_ended);
             }
             State::Stopping { step: Ending::Killing { op }, exit: known } => {

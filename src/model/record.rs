@@ -61,7 +61,7 @@ impl Lifecycle {
         let to_shut_down = Some(OpId(1)).filter(|_| shutdown && phase != Phase::Gone);
         let goals = Goals { shutdown: to_shut_down, ..Goals::default() };
         let open = !matches!(phase, Phase::Defined | Phase::Stopped | Phase::Gone);
-        Self { state, goals, current: Current { life, open, ran }, next_op: 2, kept }
+        Self { state, goals, current: Current { life, open, ran }, next_op: 2, kept: kept || ran }
     }
 }
 
@@ -112,7 +112,7 @@ impl Turn {
         let to_end = until.is_some() || self.is_to_end();
         match found {
             Found::Running { frozen } if to_end => {
-                self.current.ran = true;
+                self.has_run();
                 match until {
                     Some(until) if !frozen && until > self.now => self.begin_asking_until(until),
                     _ => self.begin_killing(None),
@@ -121,19 +121,19 @@ impl Turn {
             Found::Created if to_end => self.begin_killing(None),
             Found::Running { .. } if was == Phase::Pausing => {
                 // A freeze may be on its way still, whatever is seen now: thaw, to be sure.
-                self.current.ran = true;
+                self.has_run();
                 self.begin_resuming();
             }
             Found::Running { frozen } => {
-                self.current.ran = true;
+                self.has_run();
                 self.enter(if frozen { State::Paused } else { State::Running });
             }
             Found::Ended(exit) => {
-                self.current.ran = true;
+                self.has_run();
                 self.ended(exit);
             }
             Found::Created if was == Phase::Created => self.enter(State::Created),
-            Found::Absent if self.current.ran => self.ended(self.unreported_exit()),
+            Found::Absent if self.current.ran => self.ended(self.current.unreported_exit()),
             // A create or start that its owner did not live to see through.
             Found::Created | Found::Absent => self.begin_deleting(self.then_after_failure(), None),
         }

@@ -167,6 +167,14 @@ pub(super) struct Current {
     pub(super) ran: bool,
 }
 
+impl Current {
+    /// What to say of a life whose end nobody reported.
+    pub(super) fn unreported_exit(&self) -> Exit {
+        let reason = if self.ran { ExitReason::Lost } else { ExitReason::NeverRan };
+        Exit { reason, at_unix_nanos: 0 }
+    }
+}
+
 /// A turn of the machine: the next value, and what leads there.
 pub(super) struct Turn {
     pub(super) state: State,
@@ -235,10 +243,10 @@ impl Turn {
         }
     }
 
-    /// What to say of a life whose end nobody reported.
-    pub(super) fn unreported_exit(&self) -> Exit {
-        let reason = if self.current.ran { ExitReason::Lost } else { ExitReason::NeverRan };
-        Exit { reason, at_unix_nanos: 0 }
+    /// The leader of this life runs, or did. What has been of use stays, whatever comes of a later start.
+    pub(super) fn has_run(&mut self) {
+        self.current.ran = true;
+        self.kept = true;
     }
 
     pub(super) fn begin_creating(&mut self, life: Life) {

@@ -105,7 +105,8 @@ pub(crate) fn by_itself(states: &mut Vec<State>, mortal: bool) {
 /// What a command leads to that was acknowledged; nothing where it could not have been.
 fn done(verb: Verb, state: State, life: Option<u64>) -> Option<State> {
     use Stage::*;
-    let begun = |stage| State { stage, life, ..state };
+    // What has run stays, whatever comes of a later start.
+    let begun = |stage| State { stage, life, kept: state.kept || stage == Running };
     Some(match (verb, state.stage) {
         (Verb::Define, Gone) => State { stage: Defined, kept: true, life: None },
         (Verb::Define, _) => State { kept: true, ..state },

@@ -254,6 +254,28 @@ async fn a_registry_that_fails_is_replaced_and_takes_nobody_along() {
     house.must_be_unharmed().await;
 }
 
+/// Goal: an end that is on its way to a registry that fails is told all the same. Method: on one thread the registry finds its
+/// failure first, and the end behind it.
+#[tokio::test]
+async fn an_end_on_its_way_to_a_registry_that_fails_is_told() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("ends", Script::default());
+    house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    tokio::time::timeout(SECOND * 10, async {
+        while house.keeper.awake_owners() > 0 {
+            tokio::time::sleep(MS(5)).await;
+        }
+    })
+    .await
+    .expect("its owner rests");
+    house.keeper.fail_registry();
+    house.runtime.exit(&key, ExitReason::Exited(3));
+    let told = tokio::time::timeout(SECOND * 10, house.keeper.wait(&key)).await;
+    assert_eq!(told.expect("somebody is told").unwrap().reason, ExitReason::Exited(3));
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.must_be_unharmed().await;
+}
+
 /// A sandbox at rest has no actor, hears of its end all the same, and is owned again by the next call.
 #[tokio::test(flavor = "multi_thread")]
 async fn owners_at_rest_are_dismissed_and_come_back_when_needed() {

@@ -35,15 +35,21 @@ async fn open(dir: &Path, runtime: &Arc<MemoryRuntime>) -> Keeper {
 }
 
 async fn open_with(journal: impl Fn() -> Result<Journal, Error>, runtime: &Arc<MemoryRuntime>) -> Keeper {
+    let journal = open_journal(journal).await;
+    Keeper::builder().runtime("memory", Arc::clone(runtime) as _).journal(journal).build().unwrap()
+}
+
+async fn open_journal(journal: impl Fn() -> Result<Journal, Error>) -> Journal {
     let mut tries = 0;
-    let journal = loop {
+    loop {
         match journal() {
-            Ok(journal) => break journal,
+            Ok(journal) => return journal,
             Err(error) if tries == 10 => panic!("{error}"),
             Err(_) => tries += 1,
         }
-    };
-    Keeper::builder().runtime("memory", Arc::clone(runtime) as _).journal(journal).build().unwrap()
+        // The tasks that let go of it may be on this thread.
+        tokio::time::sleep(MS(5)).await;
+    }
 }
 
 async fn settled(keeper: &Keeper) {
@@ -155,6 +161,95 @@ async fn what_ended_meanwhile_is_told() {
     assert!(keeper.ping(&exits).is_err());
     assert_eq!(keeper.close(None).await.len(), 0);
     assert_eq!(runtime.existing(), []);
+}
+
+fn panics() -> Step {
+    Step { delay: Duration::ZERO, instead: Some(Instead::Panic) }
+}
+
+/// Goal: a definition that is durable outlives a later Define of the same, whatever becomes of that one. Method: a disk that
+/// refuses between two of them, and the next keeper on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_durable_definition_outlives_a_define_that_the_disk_refuses() {
+    let (dir, runtime, disk) = (tempfile::tempdir().unwrap(), MemoryRuntime::new(), Disk::default());
+    let keeper = open_with(|| open_on(dir.path(), &disk), &runtime).await;
+    keeper.define(&key("a"), spec("a")).await.unwrap();
+    disk.refuse(true);
+    keeper.define(&key("a"), spec("a")).await.expect("it is durable, and needs no disk");
+    keeper.define(&key("b"), spec("b")).await.expect_err("it is nowhere");
+    until("what is nowhere is forgotten", || phase(&keeper, &key("b")) == "NotFound").await;
+    // It is not forgotten for what was refused of it, either: a start is, and leaves what there was.
+    keeper.start(&key("a")).await.unwrap_err();
+    until("the start is undone", || phase(&keeper, &key("a")) == "defined").await;
+    disk.refuse(false);
+    until("it is written again", || keeper.journal_trouble().is_none()).await;
+    drop(keeper);
+    let keeper = open_with(|| open_on(dir.path(), &disk), &runtime).await;
+    assert_eq!(phase(&keeper, &key("a")), "defined", "it was acknowledged, and nobody removed it");
+    assert_eq!(phase(&keeper, &key("b")), "NotFound");
+}
+
+/// Goal: a wait for a life that never ran ends at once, after a restart as before. Method: a start that fails, and a keeper
+/// before and after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_what_never_ran_ends_after_a_restart_too() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), MemoryRuntime::new());
+    let keeper = open(dir.path(), &runtime).await;
+    keeper.define(&key("a"), spec("a")).await.unwrap();
+    runtime.script(&key("a"), Script { create: panics(), ..Script::default() });
+    keeper.start(&key("a")).await.unwrap_err();
+    let mut keeper = Some(keeper);
+    for _ in 0..2 {
+        let keeper = match keeper.take() {
+            Some(first) => first,
+            None => open(dir.path(), &runtime).await,
+        };
+        assert_eq!(phase(&keeper, &key("a")), "defined");
+        let exit = tokio::time::timeout(MS(5_000), keeper.wait(&key("a"))).await;
+        assert_eq!(exit.expect("at once").unwrap().reason, ExitReason::NeverRan);
+    }
+}
+
+/// Goal: what has run does not vanish because a later start of it fails; what never has does. Method: a sandbox begun by `run`,
+/// with a first start that fails, and with a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_run_outlives_a_later_start_that_fails() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), MemoryRuntime::new());
+    let keeper = open(dir.path(), &runtime).await;
+    let fails = || Script { create: panics(), ..Script::default() };
+    runtime.script(&key("a"), fails());
+    keeper.run(&key("a"), spec("a")).await.unwrap_err();
+    assert_eq!(phase(&keeper, &key("a")), "NotFound", "it was for this start alone");
+    runtime.script(&key("a"), Script::default());
+    keeper.run(&key("a"), spec("a")).await.unwrap();
+    keeper.stop(&key("a"), None).await.unwrap();
+    runtime.script(&key("a"), fails());
+    keeper.start(&key("a")).await.unwrap_err();
+    assert_eq!(phase(&keeper, &key("a")), "defined");
+    drop(keeper);
+    assert_eq!(phase(&open(dir.path(), &runtime).await, &key("a")), "defined");
+}
+
+/// Goal: a registry that fails at once keeps nobody in recovery. Method: on one thread, so that all it is told lies behind its
+/// failure.
+#[tokio::test]
+async fn a_registry_that_fails_with_a_recovery_in_its_mailbox_is_made_up_for() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), MemoryRuntime::new());
+    let keeper = open(dir.path(), &runtime).await;
+    let keys: Vec<_> = (0..300).map(|number| key(&format!("s{number}"))).collect();
+    for key in &keys {
+        keeper.run(key, spec("a")).await.unwrap();
+    }
+    keeper.leave().await;
+    drop(keeper);
+    let journal = open_journal(|| Journal::open(dir.path())).await;
+    let keeper = Keeper::builder().runtime("memory", Arc::clone(&runtime) as _).journal(journal);
+    let keeper = keeper.failing_registry().build().unwrap();
+    assert_eq!(keeper.recovering(), keys.len() + 1);
+    settled(&keeper).await;
+    for key in &keys {
+        assert_eq!(phase(&keeper, key), "running");
+    }
 }
 
 /// Goal: what was under way when its keeper died comes to its end by itself. Method: each operation hangs; the keeper dies in

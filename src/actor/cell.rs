@@ -2,30 +2,32 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use ractor::{ActorRef, ActorStatus};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::events::Entry;
 use crate::id::SandboxKey;
 use crate::journal::SandboxRecord;
-use crate::model::{Exit, Intensity, Life, Lifecycle, OpId, Phase, Record};
+use crate::model::{Command, Exit, Intensity, Life, Lifecycle, OpId, Phase, Record};
 use crate::runtime::{Instance, Observer, Runtime, Started};
 use crate::spec::SandboxSpec;
 
 use super::Services;
 use super::link::Upward;
-use super::message::{Definition, Message, Restored};
+use super::message::{Call, Definition, Message, OnlyIf, Reply, Restored};
 use super::pulse::Lease;
 use super::waiters::Waiters;
 use crate::model::{Marks, Pong};
 
+mod wait;
 mod written;
 
+pub(crate) use wait::Wait;
 pub(crate) use written::Keepsake;
 
 /// One sandbox.
@@ -77,39 +79,10 @@ struct Owned {
     rested_after: Option<u64>,
     /// What was last given to the journal.
     written: Option<Record>,
-    /// How much of what was given to it is not durable yet.
+    /// Whether its definition is as durable as it gets.
+    durable: bool,
+    /// How much of what was given to the journal is not durable yet.
     unwritten: u32,
-}
-
-/// What a wait comes to.
-pub(crate) enum Wait {
-    Ended(Exit),
-    Pending(PendingWait),
-}
-
-/// A place among those who wait for the end of a life. Given up when dropped.
-pub(crate) struct PendingWait {
-    cell: Arc<Cell>,
-    life: Life,
-    number: usize,
-    hears: Option<oneshot::Receiver<Exit>>,
-}
-
-impl PendingWait {
-    pub(crate) async fn told(mut self) -> Result<Exit, Error> {
-        let hears = self.hears.as_mut().expect("taken only when dropped");
-        hears.await.map_err(|_closed| {
-            let found = "its owner failed too often, or its keeper was closed";
-            Error::new(ErrorKind::Unavailable, "wait for", found).on(&self.cell.key).remedy("shut it down")
-        })
-    }
-}
-
-impl Drop for PendingWait {
-    fn drop(&mut self) {
-        drop(self.hears.take());
-        self.cell.waiters(|waiters| waiters.withdraw_exit(self.life, self.number));
-    }
 }
 
 /// Room for one message in a sandbox's mailbox.
@@ -159,7 +132,8 @@ impl Cell {
         services: Arc<Services>,
         (lifecycle, facts, written): (Lifecycle, Facts, Option<Record>),
     ) -> Arc<Self> {
-        let Definition { spec, runtime, .. } = definition;
+        let Definition { spec, runtime, kept } = definition;
+        let durable = written.is_some() || kept && services.journal.is_none();
         let marks = Marks::default().with(Marks::RECOVERING, lifecycle.is_recovering());
         lease.publish(lifecycle.phase(), lifecycle.life(), marks);
         Arc::new_cyclic(|myself| Self {
@@ -182,6 +156,7 @@ impl Cell {
                 reported: None,
                 sent: 0,
                 rested_after: None,
+                durable,
                 written,
                 unwritten: 0,
             }),
@@ -227,31 +202,6 @@ impl Cell {
 
     pub(crate) fn waiters<R>(&self, with: impl FnOnce(&mut Waiters) -> R) -> R {
         with(&mut self.waiters.lock())
-    }
-
-    /// How the current life ended, or a place among those who wait for that.
-    ///
-    /// # Errors
-    /// [`ErrorKind::FailedPrecondition`] if there has been no life; [`ErrorKind::ResourceExhausted`] if too many wait.
-    pub(crate) fn wait(self: &Arc<Self>) -> Result<Wait, Error> {
-        // Under the lock: an end is told either before, and then it is in the facts, or after, and then to us.
-        let mut waiters = self.waiters.lock();
-        let (pulse, facts) = self.snapshot();
-        let life = pulse.life();
-        if let Some((_, exit)) = facts.exit.filter(|(of, _)| *of == life) {
-            return Ok(Wait::Ended(exit));
-        }
-        if life == Life(0) {
-            return Err(Error::new(ErrorKind::FailedPrecondition, "wait for", "it was never started")
-                .on(&self.key)
-                .remedy("start it first"));
-        }
-        match waiters.await_exit(life, self.services.bounds.waiters) {
-            Some((number, hears)) => {
-                Ok(Wait::Pending(PendingWait { cell: Arc::clone(self), life, number, hears: Some(hears) }))
-            }
-            None => Err(super::message::too_many_waiters().on(&self.key)),
-        }
     }
 
     /// The lifecycle as it stands.
@@ -333,6 +283,11 @@ impl Cell {
     pub(crate) fn route(&self, message: Message) -> Result<(), Message> {
         self.owned.lock().sent += 1;
         self.tell(message)
+    }
+
+    /// Whether an end was reported that no actor has taken up.
+    pub(crate) fn has_reported(&self) -> bool {
+        self.owned.lock().reported.is_some()
     }
 
     /// The end that was reported since the last look.
@@ -422,6 +377,32 @@ impl Cell {
         self.services.events.append(entry);
     }
 
+    /// Whether this holds of it, and nothing is under way.
+    pub(crate) fn is(&self, condition: OnlyIf) -> bool {
+        let owned = self.owned.lock();
+        let Owned { lifecycle, durable, unwritten, .. } = &*owned;
+        lifecycle.is_at_rest()
+            && match condition {
+                OnlyIf::Stopped(life) => lifecycle.phase() == Phase::Stopped && lifecycle.life() == life,
+                OnlyIf::Unwritten => lifecycle.phase() == Phase::Defined && !durable && *unwritten == 0,
+            }
+    }
+
+    /// Shuts it down of the keeper's own accord.
+    pub(crate) fn shut_down(&self, grace_millis: u64, only_if: Option<OnlyIf>) {
+        let (reply, _nobody) = Reply::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let call = Call::new(self.key, Command::Shutdown { grace_millis }, deadline, reply);
+        self.services.registry.send(Upward::Call(Box::new(Call { only_if, ..call })));
+    }
+
+    /// A definition that could not be written is none: it goes again, unless something has come of it meanwhile.
+    pub(crate) fn take_back_unwritten(&self) {
+        if self.is(OnlyIf::Unwritten) {
+            self.shut_down(0, Some(OnlyIf::Unwritten));
+        }
+    }
+
     /// Nobody will own this sandbox until somebody shuts it down: everybody who waits hears so.
     pub(crate) fn give_up(&self, error: &Error) {
         self.waiters(|waiters| {
@@ -434,7 +415,7 @@ impl Cell {
     /// Takes room in the mailbox.
     ///
     /// # Errors
-    /// [`ErrorKind::ResourceExhausted`] at once if there is none.
+    /// `ResourceExhausted` at once if there is none.
     pub(crate) fn mailbox_permit(self: &Arc<Self>, verb: &'static str) -> Result<MailboxPermit, Error> {
         let bound = self.services.bounds.mailbox;
         let permit = MailboxPermit(Arc::clone(self));

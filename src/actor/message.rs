@@ -60,24 +60,24 @@ pub(crate) struct Call {
     pub(crate) permit: Option<MailboxPermit>,
     /// Its place among the calls on their way.
     pub(crate) in_flight: Option<InFlight>,
-    /// Drop it unless this life is stopped and nothing is under way: the keeper's own, and about the past.
-    pub(crate) only_if_stopped: Option<Life>,
+    /// Drop it unless this holds: the keeper's own, and about the past.
+    pub(crate) only_if: Option<OnlyIf>,
 }
 
 impl Call {
     /// A command by itself; what else goes with it is added by who sends it.
     pub(crate) fn new(key: SandboxKey, command: Command, deadline: Instant, reply: Reply) -> Self {
-        Self {
-            key,
-            command,
-            deadline,
-            reply,
-            definition: None,
-            permit: None,
-            in_flight: None,
-            only_if_stopped: None,
-        }
+        Self { key, command, deadline, reply, definition: None, permit: None, in_flight: None, only_if: None }
     }
+}
+
+/// What has to hold when the turn of a call comes. Nothing may be under way then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnlyIf {
+    /// This life is stopped.
+    Stopped(Life),
+    /// Nothing has come of it, and of its definition nothing was written.
+    Unwritten,
 }
 
 /// What a sandbox is to be, checked.

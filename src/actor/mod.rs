@@ -23,7 +23,7 @@ pub(crate) mod waiters;
 
 pub(crate) use cell::{Cell, Keepsake, Wait};
 pub(crate) use link::{Link, Upward};
-pub(crate) use message::{Call, Definition, Lost, Message, Reply, Restored, Settled};
+pub(crate) use message::{Call, Definition, Lost, Message, OnlyIf, Reply, Restored, Settled};
 
 /// How long each operation may take before it is dropped and counts as failed.
 #[derive(Debug, Clone, PartialEq, Eq)]

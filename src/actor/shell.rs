@@ -163,11 +163,8 @@ impl Shell {
             self.cell.services.registry.send(Upward::Call(Box::new(call)));
             return;
         }
-        if let Some(life) = call.only_if_stopped {
-            let lifecycle = self.cell.lifecycle();
-            if lifecycle.phase() != Phase::Stopped || lifecycle.life() != life || !lifecycle.is_at_rest() {
-                return;
-            }
+        if call.only_if.is_some_and(|condition| !self.cell.is(condition)) {
+            return;
         }
         let Call { key, command, definition, deadline, reply, .. } = call;
         if deadline <= Instant::now() && !matches!(command, Command::Shutdown { .. }) {
@@ -264,8 +261,13 @@ impl Shell {
                 *result = Ok(settled.clone());
             }
         }
+        // Not kept alive by what waits for the disk.
+        let cell = Arc::downgrade(&self.cell);
         let then = move |result: Result<(), Error>| {
             crate::failpoint::reach("operation.after-outcome");
+            if let (true, Err(_), Some(cell)) = (defines, &result, cell.upgrade()) {
+                cell.take_back_unwritten();
+            }
             for (reply, answer) in answers {
                 // A definition is nothing but what is written. All else holds, whether or not it could be.
                 let refused = result.as_ref().err().filter(|_| defines).cloned();

@@ -148,6 +148,7 @@ impl Waiters {
     /// The sandbox is gone, and the index knows it.
     pub(crate) fn close(&mut self) {
         self.closed = true;
+        self.abandon_exits();
         self.settle_shutdown(&Ok(Settled::default()));
     }
 

@@ -27,6 +27,8 @@ pub struct KeeperBuilder {
     bounds: Bounds,
     deadlines: OperationDeadlines,
     journal: Option<Journal>,
+    #[cfg(feature = "testing")]
+    failing_registry: bool,
 }
 
 impl Default for KeeperBuilder {
@@ -48,6 +50,8 @@ impl Default for KeeperBuilder {
             },
             deadlines: OperationDeadlines::default(),
             journal: None,
+            #[cfg(feature = "testing")]
+            failing_registry: false,
         }
     }
 }
@@ -139,6 +143,13 @@ impl KeeperBuilder {
         self
     }
 
+    /// Makes its first registry fail before it has heard anything else, as a fault in it would.
+    #[cfg(feature = "testing")]
+    pub fn failing_registry(mut self) -> Self {
+        self.failing_registry = true;
+        self
+    }
+
     /// Opens the keeper. Without a [journal](Self::journal) it works in memory: nothing of it outlives the process.
     ///
     /// With one, every sandbox that was written down is known when this returns; those of which something was under way are
@@ -184,6 +195,10 @@ impl KeeperBuilder {
         let services = Services::new(self.bounds, self.deadlines, self.journal, begin_at);
         let index = Arc::new(Index::new(self.expected_sandboxes.max(recovered.sandboxes.len())));
         registry::open(&services, &index)?;
+        #[cfg(feature = "testing")]
+        if self.failing_registry {
+            services.registry.send(crate::actor::Upward::Panic);
+        }
         let recovery = Recovery {
             services: Arc::clone(&services),
             index: Arc::clone(&index),

@@ -107,7 +107,7 @@ impl Keeper {
 
     /// Records what an ID is to be, and makes nothing. Returns when it is recorded.
     ///
-    /// Defining the same again succeeds and changes nothing.
+    /// Defining the same again succeeds and changes nothing, even while the disk refuses: what is written is written.
     ///
     /// # Errors
     /// - `InvalidArgument`: the spec is over a bound, or names a runtime that this keeper does not have.
@@ -123,7 +123,7 @@ impl Keeper {
     /// Defines a sandbox and starts it. Returns when its leader runs.
     ///
     /// With the spec it already has, a start under way is joined, and the running succeeds with the pid it has. A start
-    /// that fails leaves nothing, not even the ID, unless it was defined before.
+    /// that fails leaves nothing, not even the ID, unless it was defined before or has run.
     ///
     /// # Errors
     /// Those of [`define`](Self::define) and of [`start`](Controller::start).

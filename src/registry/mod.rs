@@ -8,7 +8,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 
 use crate::actor::{
-    Call, Cell, Definition, Lost, Message, Reply, Restored, Services, Settled, Upward, shell,
+    Call, Cell, Definition, Lost, Message, OnlyIf, Reply, Restored, Services, Settled, Upward, shell,
 };
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
@@ -121,7 +121,7 @@ impl Actor for Registry {
             // Replaced already, by a registry that looked after everything.
             Upward::Lost(..) => {}
             Upward::Restore(cells) => {
-                cells.iter().for_each(|cell| routing.activate(cell, Some(Lost::WithItsKeeper)));
+                cells.iter().for_each(|cell| routing.go_on_with(cell));
             }
             Upward::Rebuild(restored) => routing.rebuild(*restored),
             // Whoever wanted to know may have gone.
@@ -194,7 +194,7 @@ impl Routing {
             return;
         }
         match restore(&self.services, &self.index, restored) {
-            Ok(cell) => self.activate(&cell, Some(Lost::WithItsKeeper)),
+            Ok(cell) => self.go_on_with(&cell),
             Err(error) => tracing::error!(sandbox = %key, %error, "a record cannot be made anew"),
         }
     }
@@ -206,12 +206,12 @@ impl Routing {
             && cell.lifecycle().keeps_its_definition()
         {
             // Nothing to decide, and no reason to wake anybody.
-            let (defined, services) = (Arc::clone(cell), Arc::clone(&self.services));
+            let defined = Arc::clone(cell);
             let then = move |result: Result<(), Error>| match result {
                 Ok(()) => call.reply.send(Ok(Settled::default())),
                 Err(error) => {
                     call.reply.fail(error.on(&defined.key));
-                    forget_unwritten(&services, &defined);
+                    defined.take_back_unwritten();
                 }
             };
             return cell.write(cell.definition_change(), then);
@@ -276,6 +276,13 @@ impl Routing {
         });
     }
 
+    /// Goes on with what an earlier keeper has left under way, if nobody does yet.
+    fn go_on_with(&self, cell: &Arc<Cell>) {
+        if cell.lifecycle().is_recovering() && !cell.has_actor() && !cell.is_quarantined() {
+            self.activate(cell, Some(Lost::WithItsKeeper));
+        }
+    }
+
     fn activate(&self, cell: &Arc<Cell>, replaces: Option<Lost>) {
         if let Err(error) = shell::activate(cell, replaces) {
             tracing::error!(sandbox = %cell.key, %error, "no actor");
@@ -312,7 +319,7 @@ impl Routing {
             let Some((cell, life)) = self.stopped.pop_front() else { return };
             if let Some(cell) = cell.upgrade() {
                 tracing::info!(sandbox = %cell.key, "the oldest stopped record is dropped");
-                shut_down(&self.services, cell.key, 0, Some(life));
+                cell.shut_down(0, Some(OnlyIf::Stopped(life)));
             }
         }
     }
@@ -340,17 +347,27 @@ impl Routing {
             let pulse = cell.pulse();
             if let Some(grace_millis) = cell.waiters(|waiters| waiters.shutdown_grace_millis()) {
                 // It may have been lost on its way; a Shutdown that is under way already is joined.
-                shut_down(&self.services, cell.key, grace_millis, None);
+                cell.shut_down(grace_millis, None);
             }
             if cell.has_actor() {
                 cell.note_resting();
                 self.note_resting(Arc::downgrade(&cell));
             }
             match pulse.phase() {
-                Phase::Gone => self.forget(&cell, Vec::new()),
+                Phase::Gone => {
+                    self.forget(&cell, Vec::new());
+                    continue;
+                }
                 Phase::Stopped => self.keep_stopped(&cell, pulse.life()),
-                _ if cell.actor_is_dead() => self.replace_owner(&cell),
-                _ => {}
+                _ => cell.take_back_unwritten(),
+            }
+            if cell.actor_is_dead() {
+                self.replace_owner(&cell);
+            } else {
+                self.go_on_with(&cell);
+            }
+            if cell.has_reported() {
+                self.deliver(&cell, Message::Exited);
             }
         }
     }
@@ -368,21 +385,6 @@ pub(crate) fn restore(
     let cell = Cell::restored(restored, lease, Arc::clone(services));
     index.insert(&cell);
     Ok(cell)
-}
-
-/// A definition that could not be written is none: it goes again, unless something was begun with it meanwhile.
-fn forget_unwritten(services: &Services, cell: &Cell) {
-    if cell.pulse().phase() == Phase::Defined {
-        shut_down(services, cell.key, 0, None);
-    }
-}
-
-/// Shuts a sandbox down of the keeper's own accord.
-fn shut_down(services: &Services, key: SandboxKey, grace_millis: u64, only_if_stopped: Option<Life>) {
-    let (reply, _nobody) = Reply::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let call = Call::new(key, Command::Shutdown { grace_millis }, deadline, reply);
-    services.registry.send(Upward::Call(Box::new(Call { only_if_stopped, ..call })));
 }
 
 /// Nobody has this name.

@@ -58,7 +58,9 @@ impl Cell {
                 let myself = self.myself.clone();
                 let then = move |result| {
                     if let Some(cell) = myself.upgrade() {
-                        cell.owned.lock().unwritten -= 1;
+                        let mut owned = cell.owned.lock();
+                        owned.unwritten -= 1;
+                        owned.durable |= Result::is_ok(&result);
                     }
                     then(result);
                 };
@@ -73,10 +75,13 @@ impl Cell {
         self.owned.lock().unwritten > 0
     }
 
-    /// What is going on as it stands, whether or not it was written before.
+    /// What has to be durable so that its definition is: nothing if it is, and all that was said of it.
     pub(crate) fn definition_change(&self) -> Option<Change> {
         self.change().or_else(|| {
-            let record = self.owned.lock().written?;
+            let record = {
+                let owned = self.owned.lock();
+                owned.written.filter(|_| !owned.durable || owned.unwritten > 0)?
+            };
             self.services.journal.as_ref().map(|_| Change::State(self.sandbox_record(record)))
         })
     }

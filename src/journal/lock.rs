@@ -63,11 +63,14 @@ pub(super) fn mention_file_system(dir: &Path) {
 /// A directory that is ours for as long as this is kept. The kernel holds it, so it ends with the process at the latest.
 pub(super) struct Lock {
     _file: File,
+    /// Whether the directory has been locked before, and so was a journal's already.
+    pub(super) used: bool,
 }
 
 impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("lock");
+        let used = path.exists();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).map_err(|error| refused(&path, "open", error))?;
@@ -86,7 +89,7 @@ impl Lock {
         if let Err(error) = noted {
             tracing::debug!(path = %path.display(), %error, "cannot note who holds the lock");
         }
-        Ok(Self { _file: file })
+        Ok(Self { _file: file, used })
     }
 }
 

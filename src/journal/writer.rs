@@ -136,8 +136,8 @@ impl Writer {
     /// Opens the file, or makes one.
     pub(super) fn open(place: Place, lock: Lock) -> Result<(Self, Recovered), Error> {
         let ballast = place.dir.join("ballast");
-        // It outlives the file if somebody takes that away.
-        let used = ballast.exists();
+        // They outlive the file if somebody takes that away; the ballast may have been given up.
+        let used = lock.used || ballast.exists();
         let mut ballast = Ballast::hold(ballast);
         let mut opened = open(&place, used);
         if matches!(opened, Err(Fault::Full(_))) && ballast.release() {

@@ -241,4 +241,9 @@ fn a_file_that_was_taken_away_is_missed() {
     assert!(recovered.epoch > fresh.epoch + 1 && recovered.next_life > 1_000_000, "{recovered:?}");
     drop(journal);
     assert!(open(dir.path()).1.incomplete, "until that is accepted");
+    // Also where the ballast is gone, as it is after a full disk: the lock says that there was one.
+    for name in ["journal.redb", "ballast"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    assert!(open(dir.path()).1.incomplete, "there is neither file nor ballast");
 }

@@ -112,13 +112,14 @@ pub(super) fn save(place: &Place, store: &mut Store) -> Result<(), Fault> {
         "read what can be read of a damaged file"
     );
     store.transact(|tables, meta| {
+        // What was in quarantine there goes first, under numbers of its own: it takes out what else is written under its keys,
+        // and some of them may have been defined anew since.
+        tables.quarantine(&found.quarantine, meta)?;
+        tables.quarantine(&read.damaged, meta)?;
         for sandbox in &read.sandboxes {
             let change = Change::Define(sandbox.spec.clone(), sandbox.state);
             tables.put(sandbox.key.as_str(), &change, meta)?;
         }
-        // What was in quarantine there goes first, under numbers of its own.
-        tables.quarantine(&found.quarantine, meta)?;
-        tables.quarantine(&read.damaged, meta)?;
         let old = found.meta.unwrap_or_default();
         meta.epoch = meta.epoch.max(old.epoch);
         meta.life = meta.life.max(old.life);

@@ -115,8 +115,12 @@ impl Store {
         let path = place.new_file();
         let (database, trial) = open_database(place, &path, New::Yes)?;
         trial.accept();
-        let mut store = Self { database: Some(database), boot: place.boot, meta, framed: Vec::new() };
-        store.transact(|_, _| Ok(()))?;
+        let mut store =
+            Self { database: Some(database), boot: place.boot, meta: Meta::default(), framed: Vec::new() };
+        store.transact(|_, numbers| {
+            *numbers = meta;
+            Ok(())
+        })?;
         let moved = fs::rename(&path, place.file()).and_then(|()| sync_dir(&place.dir));
         moved.map_err(|error| Fault::of_io(&error))?;
         Ok(store)

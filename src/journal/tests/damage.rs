@@ -227,6 +227,21 @@ fn what_kills_its_reader_is_read_twice_and_no_more() {
     }
 }
 
+/// Killed when the new file has just taken the damaged one's place: the next opening reads that one all the same.
+#[test]
+fn a_kill_before_the_new_file_is_filled_loses_nothing() {
+    for numbers in [None, Some(record::Meta { epoch: 1 << 60, life: 7, ..record::Meta::default() })] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), COUNT);
+        let place = Place { dir: dir.path().to_owned(), medium: medium::files(), boot: 1 };
+        drop(salvage::replace(&place, "a test wants it", numbers.as_ref()).unwrap());
+        let (_journal, recovered) = open(dir.path());
+        assert_eq!((recovered.sandboxes.len(), recovered.incomplete), (20, true));
+        assert!(recovered.epoch > numbers.map_or(1, |numbers| numbers.epoch));
+        assert_eq!(set_aside(dir.path()).len(), 1, "the new one is sound");
+    }
+}
+
 /// What runs must not be taken for nobody's, nor its numbers be given again.
 #[test]
 fn a_file_that_was_taken_away_is_missed() {
@@ -246,4 +261,26 @@ fn a_file_that_was_taken_away_is_missed() {
         std::fs::remove_file(dir.path().join(name)).unwrap();
     }
     assert!(open(dir.path()).1.incomplete, "there is neither file nor ballast");
+}
+
+/// A record in quarantine does not take along the one that was defined in its place, when the file is read as a damaged one.
+#[test]
+fn what_was_defined_anew_outlives_its_damaged_predecessor() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 4);
+    tamper(dir.path(), |txn| {
+        txn.open_table(store::STATES).unwrap().insert(key(2).as_str(), [].as_slice()).unwrap();
+    });
+    let (journal, recovered) = open(dir.path());
+    assert_eq!(recovered.sandboxes.len(), 3);
+    write(&journal, key(2), define(2)).unwrap();
+    drop(journal);
+    let file = dir.path().join("journal.redb");
+    let mut damaged = std::fs::read(&file).unwrap();
+    damaged[0] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    let (_journal, recovered) = open(dir.path());
+    let keys: Vec<_> = recovered.sandboxes.iter().map(|sandbox| sandbox.key).collect();
+    assert!(recovered.incomplete);
+    assert_eq!(keys, [0, 1, 2, 3].map(key));
 }

@@ -26,7 +26,23 @@ impl PartialOrd for Name {
 /// The last word on each sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Batch {
-    changes: BTreeMap<Name, Change>,
+    changes: BTreeMap<Name, Word>,
+}
+
+/// The last word on one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Word {
+    change: Change,
+    /// Another of its name was removed before this one was defined: that has to be written even if this cannot be.
+    removes: bool,
+}
+
+/// How much of a batch is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    All,
+    /// All but what would make a sandbox known that was not.
+    NoBeginnings,
 }
 
 impl Batch {
@@ -38,47 +54,51 @@ impl Batch {
         self.changes.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&SandboxKey, &Change)> {
-        self.changes.iter().map(|(name, change)| (&name.0, change))
+    /// What is to be written of it.
+    pub(super) fn iter(&self, extent: Extent) -> impl Iterator<Item = (&SandboxKey, &Change)> {
+        self.changes.iter().filter_map(move |(name, word)| match (&word.change, extent) {
+            (Change::Define(..), Extent::NoBeginnings) => {
+                word.removes.then_some((&name.0, const { &Change::Remove }))
+            }
+            (change, _) => Some((&name.0, change)),
+        })
     }
 
     /// Adds a change that comes after all that is in here.
     pub(super) fn add(&mut self, key: &SandboxKey, change: &Change) {
-        self.put(Name(*key), change.clone());
-    }
-
-    /// Adds all of another that comes after this.
-    pub(super) fn absorb(&mut self, later: Batch) {
-        for (name, change) in later.changes {
-            self.put(name, change);
-        }
-    }
-
-    fn put(&mut self, name: Name, change: Change) {
-        let Change::State(state) = change else {
-            self.changes.insert(name, change);
-            return;
-        };
-        match self.changes.get_mut(&name) {
-            Some(Change::Define(_, known) | Change::State(known)) => *known = state,
+        let name = Name(*key);
+        match (self.changes.get_mut(&name), change) {
+            (
+                Some(Word { change: Change::Define(_, known) | Change::State(known), .. }),
+                Change::State(state),
+            ) => {
+                *known = *state;
+            }
             // It is gone; a word about it that comes late does not bring it back.
-            Some(Change::Remove) => {}
-            None => {
-                self.changes.insert(name, change);
+            (Some(Word { change: Change::Remove, .. }), Change::State(_)) => {}
+            (known, change) => {
+                let removes = known.is_some_and(|word| word.removes || word.change == Change::Remove);
+                self.changes.insert(name, Word { change: change.clone(), removes });
             }
         }
     }
 
-    /// Takes out what would make a sandbox known that was not.
-    pub(super) fn split_off_defines(&mut self) -> Batch {
-        let (defines, others) = std::mem::take(&mut self.changes)
-            .into_iter()
-            .partition(|(_, change)| matches!(change, Change::Define(..)));
-        self.changes = others;
-        Batch { changes: defines }
+    /// Takes out what has been written.
+    pub(super) fn written(&mut self, extent: Extent) {
+        match extent {
+            Extent::All => self.changes.clear(),
+            Extent::NoBeginnings => self.changes.retain(|_, word| {
+                word.removes = false;
+                matches!(word.change, Change::Define(..))
+            }),
+        }
     }
 
-    pub(super) fn contains(&self, key: &SandboxKey) -> bool {
-        self.changes.contains_key(&Name(*key))
+    /// Whether this change of a sandbox, or what came after it, has yet to be written.
+    pub(super) fn owes(&self, key: &SandboxKey, change: &Change) -> bool {
+        self.changes.get(&Name(*key)).is_some_and(|word| match change {
+            Change::Remove => word.removes || word.change == Change::Remove,
+            Change::Define(..) | Change::State(_) => true,
+        })
     }
 }

@@ -23,6 +23,8 @@ pub(super) enum Fault {
     Scarce(String),
     /// What the file says makes no sense.
     Broken(String),
+    /// This program itself has failed.
+    Ours(String),
 }
 
 impl Fault {
@@ -48,9 +50,12 @@ impl Fault {
     }
 
     fn of_panic(panic: &(dyn Any + Send)) -> Self {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
-        Fault::Broken(format!("the database panicked: {text}"))
+        Fault::Broken(format!("the database panicked: {}", panic_text(panic)))
+    }
+
+    /// A panic that is none of the database's.
+    pub(super) fn of_our_own(panic: &(dyn Any + Send)) -> Self {
+        Fault::Ours(panic_text(panic).to_owned())
     }
 
     fn remedy(&self) -> &'static str {
@@ -60,6 +65,7 @@ impl Fault {
             Fault::Denied(_) => "look at the file's owner and mode",
             Fault::Scarce(_) => "raise this program's limits",
             Fault::Broken(_) => "look at the file system",
+            Fault::Ours(_) => "it is a fault of this program's, which its maintainers want to hear of",
         }
     }
 
@@ -67,7 +73,7 @@ impl Fault {
     pub(super) fn refusal(&self, file: &Path) -> Error {
         let kind = match self {
             Fault::Full(_) | Fault::Scarce(_) => ErrorKind::ResourceExhausted,
-            Fault::Io(_) | Fault::Denied(_) | Fault::Broken(_) => ErrorKind::Unavailable,
+            Fault::Io(_) | Fault::Denied(_) | Fault::Broken(_) | Fault::Ours(_) => ErrorKind::Unavailable,
         };
         let remedy = format!("{}; it is tried again every second", self.remedy());
         Error::new(kind, format!("write {}", file.display()), self.to_string()).remedy(remedy)
@@ -78,7 +84,7 @@ impl Fault {
         let kind = match self {
             Fault::Full(_) | Fault::Scarce(_) => ErrorKind::ResourceExhausted,
             Fault::Denied(_) => ErrorKind::PermissionDenied,
-            Fault::Io(_) | Fault::Broken(_) => ErrorKind::Internal,
+            Fault::Io(_) | Fault::Broken(_) | Fault::Ours(_) => ErrorKind::Internal,
         };
         let remedy = format!("{}, or use another state directory", self.remedy());
         Error::new(kind, format!("open {}", file.display()), self.to_string()).remedy(remedy)
@@ -93,8 +99,14 @@ impl fmt::Display for Fault {
                 write!(f, "the system refuses: {text}")
             }
             Fault::Broken(text) => write!(f, "it is damaged: {text}"),
+            Fault::Ours(text) => write!(f, "this program failed: {text}"),
         }
     }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }
 
 /// Runs what touches the database. On a damaged file it may panic; that is an answer like another.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
-use super::batch::Batch;
+use super::batch::{Batch, Extent};
 use super::fault::{Fault, Stop, guarded};
 use super::medium::{Chosen, Medium, New, Trial};
 use super::record::{self, Meta, Quarantined, Shelf};
@@ -163,23 +163,30 @@ impl Store {
         Ok(done)
     }
 
-    /// Writes a batch; accepts as lost what is, if asked.
-    pub(super) fn write(&mut self, batch: &Batch, accept_losses: bool) -> Result<(), Fault> {
+    /// Writes a batch, or the part of it that there is room for; accepts as lost what is, if asked.
+    pub(super) fn write(&mut self, batch: &Batch, extent: Extent, accept_losses: bool) -> Result<(), Fault> {
         self.transact(|tables, meta| {
             if accept_losses {
                 meta.incomplete = false;
                 meta.accepted = meta.quarantined;
             }
-            for (key, change) in batch.iter() {
+            for (key, change) in batch.iter(extent) {
                 tables.put(key.as_str(), change, meta)?;
             }
             Ok(())
         })
     }
 
-    /// Writes into a new file all there is to write.
-    pub(super) fn fill(&mut self, all: &[Recorded], incomplete: bool) -> Result<(), Fault> {
+    /// Writes into a new file all there is to write, and what is to lie in quarantine.
+    pub(super) fn fill(
+        &mut self,
+        all: &[Recorded],
+        apart: &[Quarantined],
+        incomplete: bool,
+    ) -> Result<(), Fault> {
         self.transact(|tables, meta| {
+            // First, as it takes out what else is written under its keys.
+            tables.quarantine(apart, meta)?;
             for sandbox in all {
                 let change = Change::Define(sandbox.spec.clone(), sandbox.state);
                 tables.put(sandbox.key.as_str(), &change, meta)?;
@@ -191,8 +198,8 @@ impl Store {
         })
     }
 
-    /// Begins a new epoch: reads everything, and puts aside what cannot be read.
-    pub(super) fn begin_epoch(&mut self) -> Result<Recovered, Fault> {
+    /// Begins a new epoch: reads everything, and puts aside what cannot be read. Gives what is in quarantine, too.
+    pub(super) fn begin_epoch(&mut self) -> Result<(Recovered, Vec<Quarantined>), Fault> {
         let boot = self.boot;
         self.transact(|tables, meta| {
             let read = read_all(&tables.specs, &tables.states, boot)?;
@@ -202,15 +209,19 @@ impl Store {
             meta.epoch += 1;
             let highest = read.sandboxes.iter().map(|sandbox| sandbox.state.record.life.0).max();
             meta.life = meta.life.max(highest.unwrap_or(0));
-            let damaged = tables.not_accepted(&read.sandboxes, meta)?;
-            Ok(Recovered {
+            let apart = tables.not_accepted(&read.sandboxes, meta)?;
+            let damaged = apart
+                .iter()
+                .map(|record| Damaged { key: record::read_key(&record.key).ok(), why: record.why.clone() });
+            let recovered = Recovered {
                 sandboxes: read.sandboxes,
-                damaged,
+                damaged: damaged.collect(),
                 incomplete: meta.incomplete,
                 epoch: meta.epoch,
                 next_life: meta.life + 1,
                 same_boot,
-            })
+            };
+            Ok((recovered, apart))
         })
     }
 }
@@ -271,29 +282,26 @@ impl Tables<'_> {
     }
 
     /// Which records are in quarantine that nobody has accepted as lost, and that no later record stands in for.
-    fn not_accepted(&mut self, known: &[Recorded], meta: &Meta) -> Result<Vec<Damaged>, Stop> {
+    fn not_accepted(&mut self, known: &[Recorded], meta: &Meta) -> Result<Vec<Quarantined>, Stop> {
         if meta.quarantined == meta.accepted {
             return Ok(Vec::new());
         }
-        let mut damaged = Vec::new();
+        let mut apart = Vec::new();
         let table = self.txn.open_table(QUARANTINE)?;
         for row in table.range(meta.accepted + 1..)? {
             let (_, value) = row?;
-            let Ok(record) = Quarantined::decode(value.value()) else {
-                damaged.push(Damaged {
-                    key: None,
-                    why: "it was put aside, and is unreadable there too".to_owned(),
-                });
-                continue;
-            };
-            let key = record::read_key(&record.key).ok();
+            let record = Quarantined::decode(value.value()).unwrap_or_else(|_| Quarantined {
+                why: "it was put aside, and is unreadable there too".to_owned(),
+                value: value.value().to_owned(),
+                ..Quarantined::default()
+            });
             // What was read is in the order of the text of its keys.
             let is_known = known.binary_search_by(|sandbox| sandbox.key.as_str().cmp(&record.key)).is_ok();
             if !is_known {
-                damaged.push(Damaged { key, why: record.why });
+                apart.push(record);
             }
         }
-        Ok(damaged)
+        Ok(apart)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod remade;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;

@@ -1,5 +1,6 @@
 //! The one thread that writes. Whatever waits when it comes round goes into one transaction.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::ballast::Ballast;
-use super::batch::Batch;
+use super::batch::{Batch, Extent};
 use super::fault::Fault;
 use super::lock::Lock;
-use super::record::Meta;
+use super::record::{Meta, Quarantined};
 use super::store::{FORMAT, Place, Store};
 use super::{Change, Recovered, Source, Then, salvage};
 use crate::error::{Error, ErrorKind};
@@ -122,7 +123,9 @@ pub(super) struct Writer {
     store: Option<Store>,
     /// The numbers as they were written last.
     meta: Meta,
-    /// What could not be written yet.
+    /// Damaged records that nobody has accepted as lost: they go into a file that is made anew, too.
+    apart: Vec<Quarantined>,
+    /// What is to be written, and has not been yet.
     owed: Batch,
     retry_at: Option<Instant>,
     /// Groups refused in a row.
@@ -143,12 +146,13 @@ impl Writer {
         if matches!(opened, Err(Fault::Full(_))) && ballast.release() {
             opened = open(&place, used);
         }
-        let (store, recovered) = opened.map_err(|fault| fault.no_opening(&place.file()))?;
+        let (store, recovered, apart) = opened.map_err(|fault| fault.no_opening(&place.file()))?;
         let writer = Self {
             shared: Arc::default(),
             place,
             meta: store.meta.clone(),
             store: Some(store),
+            apart,
             owed: Batch::default(),
             retry_at: None,
             refusals: 0,
@@ -175,14 +179,12 @@ impl Writer {
         let mut jobs = Vec::new();
         loop {
             let ending = self.next(&mut jobs);
-            // A fault of ours in one group must not take the next one along. Whoever waits for this one hears that nobody
-            // will call.
-            let done = catch_unwind(AssertUnwindSafe(|| self.serve(&mut jobs)));
-            if done.is_err() {
-                tracing::error!("the journal failed at a group of changes");
-                self.store = None;
+            // A fault of ours in one group must not take the next one along.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve(&mut jobs))) {
+                let fault = self.has_failed(&*panic);
+                self.retry_at = Some(Instant::now() + RETRY);
+                self.answer(&mut jobs, Some(&fault), true);
             }
-            jobs.clear();
             if ending && self.shared.queue.lock().jobs.is_empty() {
                 return;
             }
@@ -207,23 +209,19 @@ impl Writer {
     }
 
     fn serve(&mut self, jobs: &mut Vec<Job>) {
-        if !self.ballast.is_held() && self.retry_at.is_none_or(|at| at <= Instant::now()) {
-            self.ballast.restore();
-        }
-        let mut batch = std::mem::take(&mut self.owed);
+        // Before all that may fail: what is owed is tried again.
         let mut accept = false;
         for job in jobs.iter() {
             match job {
-                Job::Write(key, change, _) => batch.add(key, change),
+                Job::Write(key, change, _) => self.owed.add(key, change),
                 Job::AcceptLosses(_) => accept = true,
                 Job::Mark(_) => {}
             }
         }
-        let mut refused = None;
-        if !batch.is_empty() || accept || self.store.is_none() {
-            let written = self.write(batch, accept);
-            refused = written.err();
-            self.note(refused.as_ref());
+        let done = catch_unwind(AssertUnwindSafe(|| self.write(&mut accept)));
+        let refused = done.unwrap_or_else(|panic| Some(Err(self.has_failed(&*panic))));
+        if let Some(written) = &refused {
+            self.note(written.as_ref().err());
         }
         let due = self.retry_at.is_none_or(|at| at <= Instant::now());
         let wanting = !self.owed.is_empty() || self.store.is_none() || !self.ballast.is_held();
@@ -232,36 +230,57 @@ impl Writer {
             true => self.retry_at,
             false => None,
         };
-        let error = refused.as_ref().map(|fault| fault.refusal(&self.place.file()));
+        let fault = refused.and_then(Result::err);
+        self.answer(jobs, fault.as_ref(), accept);
+    }
+
+    /// A fault of this program's own: nothing is known of the file, which is opened anew.
+    fn has_failed(&mut self, panic: &(dyn Any + Send)) -> Fault {
+        let fault = Fault::of_our_own(panic);
+        tracing::error!(%fault, "the journal failed at a group of changes");
+        self.store = None;
+        fault
+    }
+
+    /// Calls back everybody, in the order in which they came; `not_accepted` says that losses are not.
+    fn answer(&self, jobs: &mut Vec<Job>, fault: Option<&Fault>, not_accepted: bool) {
+        let error = fault.map(|fault| fault.refusal(&self.place.file()));
         for job in jobs.drain(..) {
             match job {
-                Job::Write(key, _, Some(then)) => {
-                    let failed = error.as_ref().filter(|_| self.owed.contains(&key));
+                Job::Write(key, change, Some(then)) => {
+                    let failed = error.as_ref().filter(|_| self.owed.owes(&key, &change));
                     call(then, failed.map_or(Ok(()), |error| Err(error.clone().on(&key))));
                 }
                 Job::Write(_, _, None) => {}
-                Job::AcceptLosses(then) => call(then, error.clone().map_or(Ok(()), Err)),
+                Job::AcceptLosses(then) => {
+                    call(then, error.clone().filter(|_| not_accepted).map_or(Ok(()), Err));
+                }
                 // Nobody may be waiting any more.
                 Job::Mark(done) => drop(done.send(())),
             }
         }
     }
 
-    /// Writes a batch. What could not be written is owed afterwards, and the fault says why.
-    fn write(&mut self, mut batch: Batch, accept: bool) -> Result<(), Fault> {
-        let begun = Instant::now();
+    /// Writes what is owed, and whatever of it could not be written is owed afterwards; the fault says why. Nothing where
+    /// there is nothing to do. `accept` is no longer set once losses are accepted.
+    fn write(&mut self, accept: &mut bool) -> Option<Result<(), Fault>> {
+        if !self.ballast.is_held() && self.retry_at.is_none_or(|at| at <= Instant::now()) {
+            self.ballast.restore();
+        }
+        if self.owed.is_empty() && !*accept && self.store.is_some() {
+            return None;
+        }
+        let (begun, size) = (Instant::now(), self.owed.len());
         let mut last = Fault::Io("it was tried too often".to_owned());
         for attempt in 0..MOST_TRIES {
-            if !self.ballast.is_held() {
-                // What room there is goes to ends, not to beginnings.
-                self.owed.absorb(batch.split_off_defines());
-            }
-            match self.attempt(&batch, accept) {
+            // What room there is goes to ends, not to beginnings.
+            let extent = if self.ballast.is_held() { Extent::All } else { Extent::NoBeginnings };
+            match self.attempt(extent, accept) {
                 Ok(()) if self.owed.is_empty() => {
-                    telemetry::journal_committed(batch.len(), begun.elapsed());
-                    return Ok(());
+                    telemetry::journal_committed(size, begun.elapsed());
+                    return Some(Ok(()));
                 }
-                Ok(()) => return Err(Fault::Full("what is left is kept for ends".to_owned())),
+                Ok(()) => return Some(Err(Fault::Full("what is left is kept for ends".to_owned()))),
                 Err(fault) => last = fault,
             }
             tracing::debug!(fault = %last, attempt, "a group of changes could not be written");
@@ -271,49 +290,60 @@ impl Writer {
                 Fault::Io(why) if self.refusals == PATIENCE => self.replace(why).is_ok(),
                 Fault::Io(_) => true,
                 Fault::Broken(why) => attempt == 0 || self.replace(why).is_ok(),
-                Fault::Denied(_) | Fault::Scarce(_) => false,
+                Fault::Denied(_) | Fault::Scarce(_) | Fault::Ours(_) => false,
             };
             if !again {
                 break;
             }
         }
-        self.owed.absorb(batch);
-        Err(last)
+        Some(Err(last))
     }
 
-    fn attempt(&mut self, batch: &Batch, accept: bool) -> Result<(), Fault> {
+    fn attempt(&mut self, extent: Extent, accept: &mut bool) -> Result<(), Fault> {
         if self.store.is_none() {
             self.reopen()?;
         }
         let Some(store) = &mut self.store else { return Err(Fault::Io("it is closed".to_owned())) };
-        if !batch.is_empty() || accept {
+        if *accept || self.owed.iter(extent).next().is_some() {
             failpoint::reach("journal.before-commit");
-            store.write(batch, accept)?;
+            store.write(&self.owed, extent, *accept)?;
             failpoint::reach("journal.after-commit");
         }
         self.meta.clone_from(&store.meta);
+        self.owed.written(extent);
+        if std::mem::take(accept) {
+            self.apart.clear();
+        }
         Ok(())
     }
 
     /// Opens the file again after a failure: redb serves no one after an error of the system's.
     fn reopen(&mut self) -> Result<(), Fault> {
         match Store::open(&self.place) {
-            Ok(store) => {
+            Ok(store) if store.meta.salvage.is_empty() => {
                 self.store = Some(store);
                 Ok(())
             }
+            // The making of it was cut short.
+            Ok(store) => self.complete(store),
             Err(Fault::Broken(why)) => self.replace(&why),
             Err(fault) => Err(fault),
         }
     }
 
-    /// Sets the file aside and makes it anew: from the source, which knows all there is, else from what can be read of it.
+    /// Sets the file aside and makes it anew.
     fn replace(&mut self, why: &str) -> Result<(), Fault> {
+        let store = salvage::replace(&self.place, why, Some(&self.meta))?;
+        self.complete(store)
+    }
+
+    /// Fills a file that is made anew: from the source, which knows all there is, and with what lay in quarantine; else from
+    /// what can be read of the one that was set aside.
+    fn complete(&mut self, mut store: Store) -> Result<(), Fault> {
         let source = self.shared.source.lock().clone();
-        let mut store = salvage::replace(&self.place, why, Some(&self.meta))?;
         // One that knows of nothing may be gone, or not there yet: what can be read is not thrown away for that.
         match source.map(|source| source()) {
-            Some(all) if !all.is_empty() => store.fill(&all, self.meta.incomplete)?,
+            Some(all) if !all.is_empty() => store.fill(&all, &self.apart, self.meta.incomplete)?,
             _ => salvage::save(&self.place, &mut store)?,
         }
         self.meta.clone_from(&store.meta);
@@ -346,8 +376,11 @@ impl Writer {
     }
 }
 
+/// The file, what it held, and what of that is in quarantine.
+type Opened = (Store, Recovered, Vec<Quarantined>);
+
 /// Opens the file, or makes one; `used` says that there has been one.
-fn open(place: &Place, used: bool) -> Result<(Store, Recovered), Fault> {
+fn open(place: &Place, used: bool) -> Result<Opened, Fault> {
     let _left_over = std::fs::remove_file(place.new_file());
     let fresh = Meta { format: FORMAT, boot: place.boot, ..Meta::default() };
     let opened = match std::fs::symlink_metadata(place.file()) {
@@ -368,10 +401,10 @@ fn open(place: &Place, used: bool) -> Result<(Store, Recovered), Fault> {
     }
 }
 
-fn begin(place: &Place, mut store: Store) -> Result<(Store, Recovered), Fault> {
+fn begin(place: &Place, mut store: Store) -> Result<Opened, Fault> {
     salvage::save(place, &mut store)?;
-    let recovered = store.begin_epoch()?;
-    Ok((store, recovered))
+    let (recovered, apart) = store.begin_epoch()?;
+    Ok((store, recovered, apart))
 }
 
 /// Calls whoever waits. What a caller does wrong there is not the journal's fault.

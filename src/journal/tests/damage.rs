@@ -124,7 +124,7 @@ fn at_most_eight_damaged_files_are_kept_the_first_among_them() {
 }
 
 /// Changes the rows of a closed journal behind its back.
-fn tamper(dir: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
+pub(super) fn tamper(dir: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
     let database = redb::Database::create(dir.join("journal.redb")).unwrap();
     let txn = database.begin_write().unwrap();
     change(&txn);

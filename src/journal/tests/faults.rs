@@ -12,7 +12,7 @@ use super::*;
 
 /// What a file does wrong, and what was seen of it.
 #[derive(Debug, Default)]
-struct Plan {
+pub(super) struct Plan {
     /// Changes of the file that still succeed; below 0, all do.
     sound: AtomicI64,
     /// How many fail after those.
@@ -40,11 +40,11 @@ enum Pending {
 }
 
 impl Plan {
-    fn sound() -> Arc<Self> {
+    pub(super) fn sound() -> Arc<Self> {
         Arc::new(Self { sound: AtomicI64::new(-1), ..Self::default() })
     }
 
-    fn medium(self: &Arc<Self>) -> Medium {
+    pub(super) fn medium(self: &Arc<Self>) -> Medium {
         let plan = Arc::clone(self);
         Arc::new(move |path, new: New| {
             let plan = Arc::clone(&plan);
@@ -53,13 +53,13 @@ impl Plan {
     }
 
     /// From now on: `sound` changes succeed, then `failing` fail with this error.
-    fn fail(&self, sound: i64, failing: i64, errno: Errno) {
+    pub(super) fn fail(&self, sound: i64, failing: i64, errno: Errno) {
         self.errno.store(errno.raw_os_error().into(), Ordering::SeqCst);
         self.failing.store(failing, Ordering::SeqCst);
         self.sound.store(sound, Ordering::SeqCst);
     }
 
-    fn heal(&self) {
+    pub(super) fn heal(&self) {
         self.sound.store(-1, Ordering::SeqCst);
     }
 
@@ -284,7 +284,7 @@ fn what_was_refused_is_written_when_the_system_lets_up() {
 
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "a test's own thread, which waits for a condition")]
-fn until(condition: impl Fn() -> bool) {
+pub(super) fn until(condition: impl Fn() -> bool) {
     for _ in 0..3_000 {
         if condition() {
             return;

@@ -90,8 +90,9 @@ pub trait Controller: Send + Sync {
     /// with `grace` or its spec's own. Shutting down what nobody knows succeeds.
     ///
     /// # Errors
-    /// `DeadlineExceeded`: something would not end or be removed; the message says what. The name stays taken, and the
-    /// work goes on by itself.
+    /// - `DeadlineExceeded`: something would not end or be removed; the message says what. The name stays taken, and the
+    ///   work goes on by itself.
+    /// - `FailedPrecondition`: something of this name exists that no record leads to; what had one is gone.
     async fn shutdown(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error>;
 
     /// Freezes every process of the sandbox. Returns when the backend's source of truth says frozen.

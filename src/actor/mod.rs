@@ -135,8 +135,7 @@ impl Services {
     /// # Errors
     /// [`ErrorKind::Unavailable`].
     pub(crate) fn check_open(&self, key: &SandboxKey, command: Command) -> Result<(), Error> {
-        let begins = matches!(command, Command::Define | Command::Create { .. } | Command::Start { .. });
-        if begins && self.closed.load(Ordering::Acquire) {
+        if command.begins() && self.closed.load(Ordering::Acquire) {
             let found = "its keeper is closed";
             return Err(Error::new(ErrorKind::Unavailable, command.verb(), found).on(key));
         }

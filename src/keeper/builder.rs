@@ -207,10 +207,12 @@ impl KeeperBuilder {
         let unowned = if services.journal.is_some() { recovery.begin(recovered) } else { Arc::default() };
         // Only now: until here the index holds less than was written.
         if let Some(journal) = &services.journal {
-            let all = Arc::downgrade(&index);
+            let (all, unserved) = (Arc::downgrade(&index), unowned.unserved());
             journal.set_source(Arc::new(move || {
-                let index = all.upgrade();
-                index.iter().flat_map(|index| index.cells()).filter_map(|cell| cell.recorded()).collect()
+                // A keeper that is gone knows of nothing.
+                let Some(index) = all.upgrade() else { return Vec::new() };
+                let served = index.cells().filter_map(|cell| cell.recorded());
+                served.chain(unserved.iter().cloned()).collect()
             }));
         } else {
             tracing::info!("no journal: nothing of this keeper outlives its process");

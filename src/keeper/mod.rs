@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::actor::waiters::Joined;
 use crate::actor::{Call, Cell, Definition, Reply, Services, Settled, Upward, Wait};
 use crate::controller::{Controller, StartedSandbox, default_deadline};
 use crate::error::{Error, ErrorKind};
@@ -23,6 +22,7 @@ use crate::spec::{SandboxSpec, bounds};
 use crate::wire::SandboxStatus;
 
 mod builder;
+mod end;
 mod handle;
 mod list;
 mod process;
@@ -74,6 +74,11 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.services.starts.close();
+        self.unowned.look_no_further();
+        if let Some(journal) = &self.services.journal {
+            // From here on the index holds less and less of what is written.
+            journal.set_source(Arc::new(Vec::new));
+        }
         if let Some(registry) = self.services.registry.disconnect() {
             registry.stop(None);
         }
@@ -112,6 +117,8 @@ impl Keeper {
     /// # Errors
     /// - `InvalidArgument`: the spec is over a bound, or names a runtime that this keeper does not have.
     /// - `AlreadyExists`: the ID has another spec.
+    /// - `FailedPrecondition`: something of this name exists without a record, or its record cannot be served; see
+    ///   [`orphans`](Self::orphans) and [`unread_records`](Self::unread_records).
     /// - `ResourceExhausted`: the keeper knows as many sandboxes as it may.
     /// - what its backend says of a spec that could never start here.
     pub async fn define(&self, key: &SandboxKey, spec: SandboxSpec) -> Result<(), Error> {
@@ -200,42 +207,6 @@ impl Keeper {
         answer.map_err(|error| error.on(key))
     }
 
-    /// Shuts every sandbox down, all at once, each with `grace` or its spec's own; gives what would not go.
-    pub async fn shutdown_all(&self, grace: Option<Duration>) -> Vec<(SandboxKey, Error)> {
-        let shut_down = |cell: Arc<Cell>| {
-            let (keeper, key) = (self.clone(), cell.key);
-            (key, tokio::spawn(async move { keeper.shutdown(&key, grace).await }))
-        };
-        let calls: Vec<_> = self.inner.index.cells().map(shut_down).collect();
-        let mut left = Vec::new();
-        for (key, call) in calls {
-            match call.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => left.push((key, error)),
-                Err(panic) => {
-                    let error = Error::new(ErrorKind::Internal, "shut down", "the call itself failed");
-                    left.push((key, error.on(&key).caused_by(panic)));
-                }
-            }
-        }
-        left
-    }
-
-    /// Closes the keeper: nothing is defined or started any more, and every sandbox is shut down as by
-    /// [`shutdown_all`](Self::shutdown_all). Returns when none is left; gives what would not go.
-    ///
-    /// Waits and watches end with what they wait for. A second call does the same.
-    pub async fn close(&self, grace: Option<Duration>) -> Vec<(SandboxKey, Error)> {
-        self.inner.services.close();
-        loop {
-            let left = self.shutdown_all(grace).await;
-            // What was on its way to the registry before the door was shut may have come in after the look.
-            if self.is_empty() || !left.is_empty() {
-                return left;
-            }
-        }
-    }
-
     /// How many sandboxes it knows.
     pub fn len(&self) -> usize {
         self.inner.index.len()
@@ -294,6 +265,9 @@ impl Keeper {
         let verb = command.verb();
         self.inner.services.check_open(key, command)?;
         let deadline = Instant::now() + limit;
+        if command.begins() {
+            self.inner.unowned.check(key, verb, deadline).await?;
+        }
         let permit = match self.inner.index.cell(key) {
             Some(cell) => Some(cell.mailbox_permit(verb)?),
             None if definition.is_none() => return Err(not_found(key, verb)),
@@ -406,26 +380,16 @@ impl Controller for Keeper {
     }
 
     async fn shutdown(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
-        let Some(cell) = self.inner.index.cell(key) else { return Ok(()) };
-        let grace = at_most_a_day(grace.unwrap_or(cell.spec.stop.grace));
+        let cell = self.inner.index.cell(key);
+        let grace =
+            at_most_a_day(grace.or(cell.as_ref().map(|cell| cell.spec.stop.grace)).unwrap_or_default());
         let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
         let deadline = Instant::now() + limit;
-        let services = &self.inner.services;
-        let (reply, answer) = Reply::new();
-        // A flag that callers join: however many ask, one message is sent, and it needs no room in the mailbox.
-        match cell.waiters(|waiters| waiters.join_shutdown(reply, millis(grace), services.bounds.waiters)) {
-            Joined::Gone => return Ok(()),
-            Joined::Later => {}
-            Joined::First => {
-                let (reply, _joined) = Reply::new();
-                let command = Command::Shutdown { grace_millis: millis(grace) };
-                let call = Call::new(*key, command, deadline, reply);
-                services.registry.send(Upward::Call(Box::new(call)));
-            }
+        if let Some(cell) = cell {
+            self.shut_down(cell, grace, deadline, limit).await?;
         }
-        drop(cell);
-        self.answer(key, "shut down", deadline, limit, answer).await?;
-        Ok(())
+        // It is gone. Of what runs without a record under its name nobody is to think so.
+        self.inner.unowned.check(key, end::SHUT_DOWN, deadline).await
     }
 
     async fn pause(&self, key: &SandboxKey) -> Result<(), Error> {

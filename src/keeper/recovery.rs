@@ -6,18 +6,20 @@
 //!            what exists without a record is ended; where records were lost, its record is made anew, or it is listed
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 
 use crate::actor::{Cell, Definition, Keepsake, Restored, Services, Upward};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::journal::{Recorded, Recovered, SandboxRecord};
-use crate::model::{Marks, Phase, Pong, Record};
+use crate::model::{Life, Marks, Phase, Pong, Record};
 use crate::registry::index::Index;
 use crate::registry::restore;
 use crate::runtime::{Runtime, Survivor};
@@ -30,12 +32,108 @@ use super::Keeper;
 pub(super) struct Unowned {
     /// What exists and has no record, and whose backend it is.
     orphans: Mutex<Vec<(Survivor, Arc<dyn Runtime>)>>,
-    /// Records that this keeper cannot serve, for want of their runtime. They stay written.
-    unserved: Vec<SandboxKey>,
+    /// Records that this keeper cannot serve, for want of their runtime, in the order of the text of their keys. They stay
+    /// written, also where the journal's file is made anew.
+    unserved: Arc<[Recorded]>,
     /// Records that could not be read, and that nobody has accepted as lost.
     damaged: AtomicUsize,
-    /// Whether what exists without a record is still being looked for.
-    looking: AtomicBool,
+    /// Whether records were lost: then a name that nobody has may be a survivor's.
+    lost_some: bool,
+    /// How far the look for what exists without a record has come.
+    look: watch::Sender<Look>,
+    /// A backend could not say what it has left.
+    is_unlisted: AtomicBool,
+    looker: OnceLock<AbortHandle>,
+}
+
+/// How far the look for what exists without a record has come.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Look {
+    /// It is being listed.
+    Listing,
+    /// What is nobody's is being ended.
+    Ending,
+    #[default]
+    Over,
+}
+
+impl Unowned {
+    /// What is written of sandboxes that this keeper cannot serve.
+    pub(super) fn unserved(&self) -> Arc<[Recorded]> {
+        Arc::clone(&self.unserved)
+    }
+
+    fn is_unserved(&self, key: &SandboxKey) -> bool {
+        self.unserved.binary_search_by(|recorded| recorded.key.as_str().cmp(key.as_str())).is_ok()
+    }
+
+    /// Refuses a name under which something exists that no record leads to: another of that name would be a second one, and
+    /// it is not gone. Where records were lost, it waits until it is known what exists.
+    ///
+    /// # Errors
+    /// - `FailedPrecondition`: something has this name.
+    /// - `DeadlineExceeded`: it is not known in time.
+    pub(super) async fn check(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        if self.lost_some && timeout_at(deadline, self.listed()).await.is_err() {
+            let found = "records were lost, and what exists without one is still being listed";
+            return Err(Error::new(ErrorKind::DeadlineExceeded, verb, found)
+                .on(key)
+                .remedy("try again, with a later deadline"));
+        }
+        let refused = |found: String| Error::new(ErrorKind::FailedPrecondition, verb, found).on(key);
+        if let Some((orphan, _)) = self.orphans.lock().iter().find(|(orphan, _)| orphan.key == *key) {
+            let found = format!("life {} of it exists without a record: {}", orphan.life, orphan.description);
+            return Err(refused(found)
+                .remedy("end what has no record with `sandkeeper fsck --end-orphans`, or use another name"));
+        }
+        if self.is_unserved(key) {
+            let found = "this keeper cannot serve its record, and it may run";
+            return Err(refused(found.to_owned())
+                .remedy("open the keeper with its runtime again, or use another name"));
+        }
+        Ok(())
+    }
+
+    /// Ends the look: its keeper is gone, and the next one looks for itself.
+    pub(super) fn look_no_further(&self) {
+        self.looker.get().into_iter().for_each(AbortHandle::abort);
+    }
+
+    async fn listed(&self) {
+        // It cannot be closed: the sender is here.
+        let _ = self.look.subscribe().wait_for(|look| *look > Look::Listing).await;
+    }
+
+    fn list(&self, survivor: Survivor, runtime: &Arc<dyn Runtime>) {
+        self.orphans.lock().push((survivor, Arc::clone(runtime)));
+    }
+
+    /// Takes a survivor off the list; whether it was on it.
+    fn unlist(&self, survivor: &Survivor) -> bool {
+        let mut orphans = self.orphans.lock();
+        let before = orphans.len();
+        orphans.retain(|(listed, _)| listed != survivor);
+        orphans.len() < before
+    }
+}
+
+/// What was lost of the records.
+struct Lost {
+    /// It is not known whose.
+    anybodys: bool,
+    /// Whose, where that is known.
+    of: BTreeSet<SandboxKey>,
+}
+
+impl Lost {
+    fn some(&self) -> bool {
+        self.anybodys || !self.of.is_empty()
+    }
 }
 
 /// How many actors the registry activates before it looks at what else it is told.
@@ -52,12 +150,7 @@ impl Recovery {
     /// Makes the sandboxes known that were written down, and goes on with them in a task.
     pub(super) fn begin(self, recovered: Recovered) -> Arc<Unowned> {
         let Recovered { sandboxes, damaged, incomplete, same_boot, .. } = recovered;
-        let mut unowned = Unowned {
-            damaged: AtomicUsize::new(damaged.len()),
-            looking: AtomicBool::new(true),
-            ..Unowned::default()
-        };
-        let mut restless = Vec::new();
+        let (mut restless, mut unserved) = (Vec::new(), Vec::new());
         for recorded in &sandboxes {
             match self.restore(recorded) {
                 Ok(cell) if cell.lifecycle().is_recovering() => restless.push(cell),
@@ -68,7 +161,7 @@ impl Recovery {
                 Ok(_) => {}
                 Err(error) => {
                     tracing::error!(sandbox = %recorded.key, %error, "a recorded sandbox cannot be gone on with");
-                    unowned.unserved.push(recorded.key);
+                    unserved.push(recorded.clone());
                 }
             }
         }
@@ -81,19 +174,38 @@ impl Recovery {
         for some in restless.chunks(RESTORED_AT_A_TIME) {
             self.services.registry.send(Upward::Restore(some.to_vec()));
         }
-        let unowned = Arc::new(unowned);
+        let lost = Lost {
+            // Whose a damaged record was may not be known; then nothing can be said to be nobody's.
+            anybodys: incomplete || damaged.iter().any(|damaged| damaged.key.is_none()),
+            of: damaged.iter().filter_map(|damaged| damaged.key).collect(),
+        };
+        let unowned = Arc::new(Unowned {
+            unserved: unserved.into(),
+            damaged: AtomicUsize::new(damaged.len()),
+            lost_some: lost.some(),
+            look: watch::Sender::new(Look::Listing),
+            ..Unowned::default()
+        });
         let told = Arc::clone(&unowned);
-        // Whose a damaged record was may not be known; then nothing can be said to be nobody's.
-        let incomplete = incomplete || damaged.iter().any(|damaged| damaged.key.is_none());
-        let lost_some = incomplete || !damaged.is_empty();
-        tokio::spawn(async move {
-            self.look_for_survivors(&told, incomplete, lost_some).await;
+        let look = tokio::spawn(async move {
+            let nobodys = self.look_for_survivors(&told, &lost).await;
             // What was found is known, and counts by itself, once the registry has heard of it.
             let (heard, hears) = oneshot::channel();
             self.services.registry.send(Upward::Heard(heard));
             let _ = hears.await;
-            told.looking.store(false, Ordering::Release);
+            told.look.send_replace(Look::Ending);
+            for (survivor, runtime) in nobodys {
+                if let Err(error) = runtime.end_survivor(&survivor).await {
+                    tracing::error!(sandbox = %survivor.key, %error, "it has no record, and does not end");
+                    told.list(survivor, &runtime);
+                }
+            }
+            if !lost.some() {
+                self.remove_remains(&told).await;
+            }
+            told.look.send_replace(Look::Over);
         });
+        unowned.looker.get_or_init(|| look.abort_handle());
         unowned
     }
 
@@ -113,35 +225,42 @@ impl Recovery {
         Ok(Definition { spec: Arc::new(spec), runtime, kept })
     }
 
-    /// Deals with what exists and has no record. Usually that is what was begun under a record that is gone since, and is
-    /// ended. Where records were lost it may be anybody's.
-    async fn look_for_survivors(&self, unowned: &Unowned, incomplete: bool, lost_some: bool) {
-        let known = |key: &SandboxKey| self.index.cell(key).is_some() || unowned.unserved.contains(key);
+    /// Finds what exists and has no record, and gives what is to be ended of it. Usually that is all of it: what was begun
+    /// under a record that is gone since. Where records were lost, its record is made anew, or it is listed.
+    async fn look_for_survivors(&self, unowned: &Unowned, lost: &Lost) -> Vec<(Survivor, Arc<dyn Runtime>)> {
+        // An earlier life is known as well: its sandbox's next one, or its end, removes it. A later one is not.
+        let is_known = |key: &SandboxKey, life: Life| {
+            self.index.cell(key).is_some_and(|cell| cell.pulse().life() >= life) || unowned.is_unserved(key)
+        };
+        let mut nobodys = Vec::new();
         for runtime in self.runtimes.values() {
-            let survivors = runtime.survivors(&known).await.unwrap_or_else(|error| {
+            let survivors = runtime.survivors(&is_known).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "what an earlier backend has left cannot be listed");
+                unowned.is_unlisted.store(true, Ordering::Release);
                 Vec::new()
             });
             for survivor in survivors {
-                if lost_some && self.rebuild(&survivor) {
+                let has_namesake = self.index.cell(&survivor.key).is_some();
+                if lost.some() && !has_namesake && self.rebuild(&survivor) {
                     continue;
                 }
                 let Survivor { key, life, description, .. } = &survivor;
-                if incomplete {
+                if lost.anybodys || lost.of.contains(key) {
                     tracing::warn!(sandbox = %key, %life, description, "it has no record, and records were lost: it is listed");
-                    unowned.orphans.lock().push((survivor, Arc::clone(runtime)));
-                    continue;
-                }
-                tracing::warn!(sandbox = %key, %life, description, "it has no record, and is ended");
-                if let Err(error) = runtime.end_survivor(&survivor).await {
-                    tracing::error!(sandbox = %survivor.key, %error, "it has no record, and does not end");
-                    unowned.orphans.lock().push((survivor, Arc::clone(runtime)));
+                    unowned.list(survivor, runtime);
+                } else {
+                    tracing::warn!(sandbox = %key, %life, description, "it has no record, and is ended");
+                    nobodys.push((survivor, Arc::clone(runtime)));
                 }
             }
-            if lost_some {
-                continue;
-            }
-            match runtime.remove_remains(&known).await {
+        }
+        nobodys
+    }
+
+    async fn remove_remains(&self, unowned: &Unowned) {
+        let is_known = |key: &SandboxKey| self.index.cell(key).is_some() || unowned.is_unserved(key);
+        for runtime in self.runtimes.values() {
+            match runtime.remove_remains(&is_known).await {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "what sandboxes without a record had left is removed"),
                 Err(error) => tracing::error!(%error, "what sandboxes have left cannot be removed"),
@@ -180,32 +299,36 @@ impl Keeper {
         let (_, marked) = self.inner.index.sweep();
         let recovering = |(_, pong): &&(SandboxKey, Pong)| pong.marks().contains(Marks::RECOVERING);
         marked.iter().filter(recovering).count()
-            + usize::from(self.inner.unowned.looking.load(Ordering::Acquire))
+            + usize::from(*self.inner.unowned.look.borrow() != Look::Over)
     }
 
-    /// What exists and has no record, after records were damaged: nobody has ended it, since it may be somebody's.
+    /// What exists and has no record, after records were damaged: nobody has ended it, since it may be somebody's. Its name
+    /// can be neither defined nor shut down.
     pub fn orphans(&self) -> Vec<Survivor> {
         let orphans = self.inner.unowned.orphans.lock();
         orphans.iter().map(|(survivor, _)| survivor.clone()).collect()
     }
 
-    /// Ends and removes all [`orphans`](Self::orphans): how many, and what would not go, and why.
+    /// Ends and removes all [`orphans`](Self::orphans), once it is known which there are: how many, and what would not go, and
+    /// why. If none is left, it is accepted that what is missing of the records is lost.
+    ///
+    /// Dropped on the way, it leaves on the list what it has not ended.
     pub async fn end_orphans(&self) -> (usize, Vec<(Survivor, Error)>) {
-        let orphans = std::mem::take(&mut *self.inner.unowned.orphans.lock());
+        let unowned = &self.inner.unowned;
+        unowned.listed().await;
+        let orphans = unowned.orphans.lock().clone();
         let (mut ended, mut left) = (0, Vec::new());
         for (survivor, runtime) in orphans {
             match runtime.end_survivor(&survivor).await {
-                Ok(()) => ended += 1,
-                Err(error) => {
-                    self.inner.unowned.orphans.lock().push((survivor.clone(), runtime));
-                    left.push((survivor, error));
-                }
+                Ok(()) => ended += usize::from(unowned.unlist(&survivor)),
+                Err(error) => left.push((survivor, error)),
             }
         }
-        if let (true, Some(journal)) = (left.is_empty(), self.inner.services.journal.clone()) {
-            // What is missing is accepted as lost: the next keeper need not be careful any more.
+        let all_ended = left.is_empty() && !unowned.is_unlisted.load(Ordering::Acquire);
+        if let (true, Some(journal)) = (all_ended, self.inner.services.journal.clone()) {
+            // The next keeper need not be careful any more.
             match tokio::task::spawn_blocking(move || journal.accept_losses()).await {
-                Ok(Ok(())) => self.inner.unowned.damaged.store(0, Ordering::Relaxed),
+                Ok(Ok(())) => unowned.damaged.store(0, Ordering::Relaxed),
                 Ok(Err(error)) => tracing::error!(%error, "that losses were accepted is not written"),
                 Err(_ending) => {}
             }
@@ -213,10 +336,11 @@ impl Keeper {
         (ended, left)
     }
 
-    /// How many records of the journal could not be read and were put aside, until that is accepted, and whose records wait for a runtime that this
-    /// keeper does not have.
+    /// How many records of the journal could not be read and were put aside, until that is accepted, and whose records wait
+    /// for a runtime that this keeper does not have.
     pub fn unread_records(&self) -> (usize, Vec<SandboxKey>) {
-        (self.inner.unowned.damaged.load(Ordering::Relaxed), self.inner.unowned.unserved.clone())
+        let Unowned { damaged, unserved, .. } = &*self.inner.unowned;
+        (damaged.load(Ordering::Relaxed), unserved.iter().map(|recorded| recorded.key).collect())
     }
 
     /// Why nothing can be written down at the moment, if that is so: nothing new is started then.

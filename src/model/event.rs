@@ -38,6 +38,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it would begin something.
+    pub(crate) fn begins(self) -> bool {
+        matches!(self, Command::Define | Command::Create { .. } | Command::Start { .. })
+    }
+
     /// The verb in the infinitive.
     pub fn verb(self) -> &'static str {
         match self {

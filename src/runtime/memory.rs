@@ -17,7 +17,7 @@ use crate::id::SandboxKey;
 use crate::model::{Exit, ExitReason, Life};
 use crate::spec::SandboxSpec;
 
-use super::{Capabilities, Instance, Reality, Report, Runtime, Started, Urgency};
+use super::{Capabilities, Instance, Reality, Report, Runtime, Started, Survivor, Urgency};
 
 /// What one operation does, besides its work.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -84,9 +84,13 @@ enum Stage {
 struct World {
     scripts: HashMap<SandboxKey, Script>,
     instances: HashMap<SandboxKey, (Arc<Instance>, Stage)>,
+    /// What the owner of each gave along.
+    keepsakes: HashMap<SandboxKey, Vec<u8>>,
     /// Starts of the backend that run now, and the most that ever did.
     starting: usize,
     most_starting: usize,
+    /// What is done before it is said what an earlier owner has left.
+    listing: Step,
     /// Every operation that was begun, if anybody wants to know.
     calls: Option<Vec<(SandboxKey, &'static str)>>,
 }
@@ -127,18 +131,7 @@ impl MemoryRuntime {
             }
             world.scripts.get(&instance.key).map(|script| pick(script).clone()).unwrap_or_default()
         };
-        if !step.delay.is_zero() {
-            tokio::time::sleep(step.delay).await;
-        }
-        let failure = |kind| Error::new(kind, name, "its script says so");
-        match step.instead {
-            None => Ok((true, Ok(()))),
-            Some(Instead::Fail(kind)) => Err(failure(kind)),
-            Some(Instead::WorkAndFail(kind)) => Ok((true, Err(failure(kind)))),
-            Some(Instead::Hang) => std::future::pending().await,
-            Some(Instead::Panic) => panic!("its script says so"),
-            Some(Instead::Lie) => Ok((false, Ok(()))),
-        }
+        take(name, step).await
     }
 
     fn stage(&self, instance: &Instance) -> Option<Stage> {
@@ -162,6 +155,22 @@ impl MemoryRuntime {
             }
             _ => Err(Error::new(ErrorKind::FailedPrecondition, "freeze", "it does not run")),
         }
+    }
+}
+
+/// Takes a step; says whether the work is to be done.
+async fn take(name: &'static str, step: Step) -> Result<(bool, Result<(), Error>), Error> {
+    if !step.delay.is_zero() {
+        tokio::time::sleep(step.delay).await;
+    }
+    let failure = |kind| Error::new(kind, name, "its script says so");
+    match step.instead {
+        None => Ok((true, Ok(()))),
+        Some(Instead::Fail(kind)) => Err(failure(kind)),
+        Some(Instead::WorkAndFail(kind)) => Ok((true, Err(failure(kind)))),
+        Some(Instead::Hang) => std::future::pending().await,
+        Some(Instead::Panic) => panic!("its script says so"),
+        Some(Instead::Lie) => Ok((false, Ok(()))),
     }
 }
 
@@ -200,6 +209,16 @@ impl MemoryRuntime {
     /// Loses an instance without a word, as a machine that goes down would.
     pub fn forget(&self, key: &SandboxKey) {
         self.world.lock().instances.remove(key);
+    }
+
+    /// Says what happens from now on before survivors are listed.
+    pub fn script_listing(&self, step: Step) {
+        self.world.lock().listing = step;
+    }
+
+    /// Loses what an instance's owner gave along.
+    pub fn lose_keepsake(&self, key: &SandboxKey) {
+        self.world.lock().keepsakes.remove(key);
     }
 
     /// The keys of everything that exists here.
@@ -260,6 +279,8 @@ impl Runtime for MemoryRuntime {
         let (work, result) = self.step(instance, "create", |script| &script.create).await?;
         if work && self.stage(instance).is_none() {
             self.set_stage(instance, Stage::Created);
+            let keepsake = instance.keepsake();
+            self.world.lock().keepsakes.insert(instance.key, keepsake);
         }
         result
     }
@@ -342,9 +363,35 @@ impl Runtime for MemoryRuntime {
             let mut world = self.world.lock();
             if world.instances.get(&instance.key).is_some_and(|(of, _)| of.life == instance.life) {
                 world.instances.remove(&instance.key);
+                world.keepsakes.remove(&instance.key);
             }
         }
         result
+    }
+
+    async fn survivors(
+        &self,
+        known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),
+    ) -> Result<Vec<Survivor>, Error> {
+        let step = self.world.lock().listing.clone();
+        take("list", step).await?.1?;
+        let world = self.world.lock();
+        let unknown = world.instances.values().filter(|(instance, _)| !known(&instance.key, instance.life));
+        let survivor = |(instance, stage): &(Arc<Instance>, Stage)| Survivor {
+            key: instance.key,
+            life: instance.life,
+            keepsake: world.keepsakes.get(&instance.key).cloned().unwrap_or_default(),
+            description: format!("in memory: {stage:?}"),
+        };
+        Ok(unknown.map(survivor).collect())
+    }
+
+    async fn end_survivor(&self, survivor: &Survivor) -> Result<(), Error> {
+        let found = self.world.lock().instances.get(&survivor.key).map(|(instance, _)| Arc::clone(instance));
+        match found.filter(|instance| instance.life == survivor.life) {
+            Some(instance) => self.delete(&instance).await,
+            None => Ok(()),
+        }
     }
 
     async fn probe(&self, instance: &Arc<Instance>) -> Result<Report, Error> {

@@ -79,10 +79,10 @@ pub trait Runtime: Send + Sync + 'static {
         None
     }
 
-    /// What an earlier backend on the same state has left and whose key is not `known`: nobody has a record of it.
+    /// What an earlier backend on the same state has left, and whose key and life are not `known`: nobody has a record of it.
     async fn survivors(
         &self,
-        _known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+        _known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
         Ok(Vec::new())
     }

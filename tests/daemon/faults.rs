@@ -2,7 +2,11 @@
 
 use std::fs;
 
-use crate::support::{Daemon, LONG, block_on, directory, program, run, size, sleeper};
+use sandkeeper::ErrorKind;
+
+use crate::support::{
+    Daemon, LONG, block_on, directory, has_ended, key, program, refused, run, size, sleeper,
+};
 
 /// What is done to the file of records.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +82,45 @@ fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() 
         let ended = daemon.client().await.end_orphans().await.unwrap();
         assert_eq!((ended.ended, ended.total_left), (orphans, 0), "{ended:?}");
         assert_eq!(daemon.groups().len(), COUNT - orphans as usize);
+    });
+}
+
+/// Goal: what runs with too large a spec to be kept on its cgroup is left alone when its record is damaged, and keeps its name.
+#[test]
+fn what_is_too_large_to_be_kept_beside_it_is_listed_and_not_ended() {
+    const STATES: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("states");
+    block_on(async {
+        let mut daemon = Daemon::start(&[]).await;
+        let mut large = sleeper();
+        large.labels.extend([("large".to_owned(), "x".repeat(40 * 1024))]);
+        let mut client = daemon.client().await;
+        let pid = run(&mut client, "large", large.clone()).await;
+        let small = run(&mut client, "small", sleeper()).await;
+        daemon.kill9();
+        let database = redb::Database::create(daemon.journal()).unwrap();
+        let txn = database.begin_write().unwrap();
+        for key in ["default/large", "default/small"] {
+            txn.open_table(STATES).unwrap().insert(key, [7].as_slice()).unwrap();
+        }
+        txn.commit().unwrap();
+        drop(database);
+        daemon.start_again().await;
+        let all = daemon.settled().await;
+        assert_eq!(all.iter().map(|status| status.pid).collect::<Vec<_>>(), [small], "{all:?}");
+        let mut client = daemon.client().await;
+        let orphans = client.orphans().await.unwrap();
+        assert_eq!((orphans.total, orphans.orphans[0].life), (1, 1), "{orphans:?}");
+        for error in [
+            refused(client.start(&key("large"), Some(&large)).await),
+            refused(client.shutdown(&key("large"), None).await),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+            assert!(error.to_string().contains(&format!("pid {pid}")), "{error}");
+        }
+        assert!(!has_ended(pid));
+        assert_eq!(client.end_orphans().await.unwrap().ended, 1);
+        assert!(has_ended(pid));
+        client.start(&key("large"), Some(&large)).await.unwrap();
     });
 }
 

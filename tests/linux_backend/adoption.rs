@@ -515,6 +515,7 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
         ("b", 12, Kind::Sleeper),
         ("c", 13, Kind::Created),
         ("d", 14, Kind::Paused),
+        ("e", 15, Kind::Sleeper),
     ];
     let mut host = Host::start(&state, &jobs);
     host.kill();
@@ -530,12 +531,17 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
     block_on(async {
         let next = Next::new(&state);
         assert!(!root.join("default@fresh").exists());
-        let known = |key: &SandboxKey| key.id().as_str() == "a";
+        // Of e another life is known.
+        let known =
+            |key: &SandboxKey, life: Life| [("a", 11), ("e", 9)].contains(&(key.id().as_str(), life.0));
         let survivors = next.runtime.survivors(&known).await.unwrap();
         let mut listed: Vec<_> =
             survivors.iter().map(|survivor| (survivor.key.id().to_string(), survivor.life.0)).collect();
         listed.sort();
-        assert_eq!(listed, [("b".to_owned(), 12), ("c".to_owned(), 13), ("d".to_owned(), 0)]);
+        assert_eq!(
+            listed,
+            [("b", 12), ("c", 13), ("d", 0), ("e", 15)].map(|(id, life)| (id.to_owned(), life))
+        );
         for survivor in &survivors {
             let id = survivor.key.id();
             let group = root.join(format!("default@{id}"));
@@ -551,7 +557,7 @@ fn what_nobody_knows_is_listed_and_ended_and_nothing_else() {
             next.runtime.end_survivor(survivor).await.unwrap();
         }
         assert!(next.runtime.survivors(&known).await.unwrap().is_empty());
-        for id in ["b", "d"] {
+        for id in ["b", "d", "e"] {
             eventually("it is reaped", SOON, || !process_exists(host.pids[id]));
         }
         assert!(foreigner.lives());
@@ -935,7 +941,7 @@ fn a_host_killed_at_any_moment_leaves_nothing_that_is_not_found() {
                     |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
                 next.runtime.usage().zygotes.iter().map(list).collect::<String>()
             };
-            for survivor in next.runtime.survivors(&|_| false).await.unwrap() {
+            for survivor in next.runtime.survivors(&|_, _| false).await.unwrap() {
                 let kind = if survivor.life.0.is_multiple_of(3) { Kind::Sleeper } else { Kind::Ended };
                 let instance = next.instance(survivor.key.id().as_str(), survivor.life.0, &kind);
                 if scatter(survivor.life.0).is_multiple_of(3) {

@@ -347,26 +347,39 @@ impl Inner {
         }
     }
 
-    /// Every group of ours whose key is not known.
+    /// Every group of ours whose key and life are not known.
     pub(super) async fn list_survivors(
         self: &Arc<Self>,
-        known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+        known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
         let failed = |error| kernel_error("list what is left", "the cgroups", error);
         if self.past.is_none() {
             return Ok(Vec::new());
         }
-        let tree = Arc::clone(&self.tree);
-        let groups = self.workers.run(move || tree.groups()).await?.map_err(failed)?;
-        // Whoever makes a name that is no key's is not one of ours.
-        let keys = groups.iter().filter_map(|(_, name)| SandboxKey::from_file_name(name));
-        let unknown: Vec<SandboxKey> = keys.filter(|key| !known(key)).collect();
+        let inner = Arc::clone(self);
+        let find = move || {
+            let groups = inner.tree.groups()?;
+            // Whoever makes a name that is no key's is not one of ours.
+            let keys = groups.iter().filter_map(|(_, name)| SandboxKey::from_file_name(name));
+            let lives = keys.map(|key| Ok(inner.life_in_group(&key)?.map(|life| (key, life))));
+            lives.filter_map(std::io::Result::transpose).collect::<std::io::Result<Vec<_>>>()
+        };
+        let found = self.workers.run(find).await?.map_err(failed)?;
+        let unknown: Vec<SandboxKey> =
+            found.into_iter().filter(|(key, life)| !known(key, *life)).map(|(key, _)| key).collect();
         let inner = Arc::clone(self);
         let describe = move || {
             let survivors = unknown.iter().filter_map(|key| inner.describe_survivor(key).transpose());
             survivors.collect::<std::io::Result<Vec<_>>>()
         };
         self.workers.run(describe).await?.map_err(failed)
+    }
+
+    /// The life that a key's group is for, as its mark says: 0 if that cannot be read. Nothing if there is no group of ours.
+    fn life_in_group(&self, key: &SandboxKey) -> std::io::Result<Option<Life>> {
+        let group = self.tree.open_named(&key.file_name(255))?.filter(|group| group::is_marked(group));
+        Ok(group
+            .map(|group| Mark::of(&group).filter(|mark| mark.key == *key).map_or(Life(0), |mark| mark.life)))
     }
 
     fn describe_survivor(&self, key: &SandboxKey) -> std::io::Result<Option<Survivor>> {

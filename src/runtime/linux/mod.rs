@@ -31,6 +31,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
+use crate::model::Life;
 use crate::runtime::{
     Capabilities, Exec, ExecRequest, Instance, LogPage, Reality, Report, Runtime, Started, Survivor, Urgency,
 };
@@ -427,7 +428,7 @@ impl Runtime for LinuxRuntime {
 
     async fn survivors(
         &self,
-        known: &(dyn for<'a> Fn(&'a SandboxKey) -> bool + Send + Sync),
+        known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),
     ) -> Result<Vec<Survivor>, Error> {
         self.inner.list_survivors(known).await
     }

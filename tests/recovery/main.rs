@@ -1,5 +1,7 @@
 //! What the next keeper on a journal makes of what the one before has left, on scripted sandboxes that outlive both.
 
+mod survivors;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -71,7 +71,11 @@ pub(super) fn select(index: &Index, filter: &Filter) -> Vec<SandboxStatus> {
             && filter.labels.iter().all(|(label, value)| cell.spec.labels.get(label) == Some(value))
     };
     let mut cells: Vec<_> = index.cells().filter(wanted).collect();
-    cells.sort_by_key(|cell| cell.key);
-    cells.truncate(filter.limit.unwrap_or(usize::MAX));
+    if let Some(limit) = filter.limit.filter(|limit| *limit < cells.len()) {
+        // A page of many: only what is on it is put in order.
+        cells.select_nth_unstable_by_key(limit, |cell| cell.key);
+        cells.truncate(limit);
+    }
+    cells.sort_unstable_by_key(|cell| cell.key);
     cells.iter().map(|cell| status::published(cell)).collect()
 }

@@ -83,8 +83,8 @@ pub(crate) struct Recovered {
     /// What could not be read, and was put aside: now or at an earlier opening, if it has not been
     /// [accepted](Journal::accept_losses) as lost since and no later record stands in for it.
     pub(crate) damaged: Vec<Damaged>,
-    /// Whether records may be missing, so that what exists without one may be somebody's: the file was damaged, and was set
-    /// aside or is not of this format. It stays so over later openings until it is [accepted](Journal::accept_losses).
+    /// Whether records may be missing, so that what exists without one may be somebody's: the file was damaged or not of this
+    /// format, and was set aside, or was gone. It stays so over later openings until it is [accepted](Journal::accept_losses).
     pub(crate) incomplete: bool,
     /// Counts up with every opening of this journal; starts at 1.
     pub(crate) epoch: u64,

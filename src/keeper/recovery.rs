@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -228,12 +229,16 @@ impl Recovery {
     /// Finds what exists and has no record, and gives what is to be ended of it. Usually that is all of it: what was begun
     /// under a record that is gone since. Where records were lost, its record is made anew, or it is listed.
     async fn look_for_survivors(&self, unowned: &Unowned, lost: &Lost) -> Vec<(Survivor, Arc<dyn Runtime>)> {
-        // An earlier life is known as well: its sandbox's next one, or its end, removes it. A later one is not.
-        let is_known = |key: &SandboxKey, life: Life| {
-            self.index.cell(key).is_some_and(|cell| cell.pulse().life() >= life) || unowned.is_unserved(key)
-        };
         let mut nobodys = Vec::new();
         for runtime in self.runtimes.values() {
+            // An earlier life of a sandbox is known as well: its next one, or its end, removes it. A later one is not, nor one
+            // of another backend: nothing would.
+            let is_of = |cell: &Cell| ptr::addr_eq(Arc::as_ptr(&cell.runtime), Arc::as_ptr(runtime));
+            let is_known = |key: &SandboxKey, life: Life| {
+                let cell = self.index.cell(key);
+                cell.is_some_and(|cell| is_of(&cell) && cell.pulse().life() >= life)
+                    || unowned.is_unserved(key)
+            };
             let survivors = runtime.survivors(&is_known).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "what an earlier backend has left cannot be listed");
                 unowned.is_unlisted.store(true, Ordering::Release);

@@ -127,6 +127,34 @@ async fn a_record_of_an_earlier_life_does_not_hide_a_later_one() {
     assert_eq!(runtime.existing(), []);
 }
 
+/// Goal: a sandbox does not hide another of its name that a backend has left which was not there for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namesake_on_another_backend_is_not_taken_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runtime, other, key) = (MemoryRuntime::new(), MemoryRuntime::new(), key("a"));
+    let both = || {
+        let builder = Keeper::builder().runtime("memory", Arc::clone(&runtime) as _);
+        builder.runtime("other", Arc::clone(&other) as _).journal(Journal::open(dir.path()).unwrap())
+    };
+    let keeper = both().build().unwrap();
+    keeper.run(&key, SandboxSpec { runtime: "other".to_owned(), ..spec("a") }).await.unwrap();
+    drop(keeper);
+    tamper(dir.path(), |txn| {
+        txn.open_table(SPECS).unwrap().remove(key.as_str()).unwrap();
+        txn.open_table(STATES).unwrap().remove(key.as_str()).unwrap();
+    })
+    .await;
+    let keeper = open(dir.path(), &runtime).await;
+    keeper.run(&key, spec("a")).await.unwrap();
+    drop(keeper);
+    until("its lock is free", || Journal::open(dir.path()).is_ok()).await;
+    let keeper = both().build().unwrap();
+    settled(&keeper).await;
+    assert_eq!((other.existing(), keeper.orphans()), (Vec::new(), Vec::new()), "it was nobody's");
+    keeper.ping(&key).unwrap();
+    assert_eq!(keeper.close(None).await.len(), 0);
+}
+
 /// Goal: where records were lost, a name that nobody has waits until it is known what exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_wait_until_it_is_known_what_exists() {

@@ -170,6 +170,15 @@ impl Journal {
         self.inner.writer.trouble()
     }
 
+    /// Notes that records are missing, which the journal itself cannot know: later openings mention it until that is
+    /// [accepted](Self::accept_losses). Gives a number above every life that may have been used. Returns at once; it is
+    /// written before any later change.
+    pub(crate) fn note_losses(&self) -> u64 {
+        let life = salvage::unix_millis();
+        self.inner.writer.note_losses(life);
+        life + 1
+    }
+
     /// Declares that what is missing or damaged is lost: later openings do not mention it any more. What was set aside is
     /// kept. Blocks its thread.
     ///

@@ -45,7 +45,7 @@ pub(super) fn replace(place: &Place, why: &str, numbers: Option<&Meta>) -> Resul
     Store::create(place, meta)
 }
 
-fn unix_millis() -> u64 {
+pub(super) fn unix_millis() -> u64 {
     u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX)
 }
 

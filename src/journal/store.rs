@@ -163,10 +163,20 @@ impl Store {
         Ok(done)
     }
 
-    /// Writes a batch, or the part of it that there is room for; accepts as lost what is, if asked.
-    pub(super) fn write(&mut self, batch: &Batch, extent: Extent, accept_losses: bool) -> Result<(), Fault> {
+    /// Writes a batch, or the part of it that there is room for. Before that, notes that records are missing, and up to which
+    /// life numbers may have been used; and then accepts as lost what is, if asked.
+    pub(super) fn write(
+        &mut self,
+        batch: &Batch,
+        extent: Extent,
+        (losses, accept): (Option<u64>, bool),
+    ) -> Result<(), Fault> {
         self.transact(|tables, meta| {
-            if accept_losses {
+            if let Some(life) = losses {
+                meta.incomplete = true;
+                meta.life = meta.life.max(life);
+            }
+            if accept {
                 meta.incomplete = false;
                 meta.accepted = meta.quarantined;
             }

@@ -36,6 +36,8 @@ const PATIENCE: u32 = 5;
 )]
 enum Job {
     Write(SandboxKey, Change, Option<Then>),
+    /// Records are missing, and lives up to this one may have been used.
+    NoteLosses(u64),
     AcceptLosses(Then),
     /// Is called back when everything before it has been.
     Mark(mpsc::Sender<()>),
@@ -91,6 +93,10 @@ impl Running {
         self.shared.trouble.lock().clone()
     }
 
+    pub(super) fn note_losses(&self, life: u64) {
+        self.enqueue(Job::NoteLosses(life));
+    }
+
     pub(super) fn accept_losses(&self) -> Result<(), Error> {
         let (done, outcome) = mpsc::channel();
         let then: Then = Box::new(move |result| {
@@ -127,6 +133,8 @@ pub(super) struct Writer {
     apart: Vec<Quarantined>,
     /// What is to be written, and has not been yet.
     owed: Batch,
+    /// As in [`Job::NoteLosses`], and as long as that is not written.
+    losses: Option<u64>,
     retry_at: Option<Instant>,
     /// Groups refused in a row.
     refusals: u32,
@@ -154,6 +162,7 @@ impl Writer {
             store: Some(store),
             apart,
             owed: Batch::default(),
+            losses: None,
             retry_at: None,
             refusals: 0,
             ballast,
@@ -214,6 +223,7 @@ impl Writer {
         for job in jobs.iter() {
             match job {
                 Job::Write(key, change, _) => self.owed.add(key, change),
+                Job::NoteLosses(life) => self.losses = Some(*life),
                 Job::AcceptLosses(_) => accept = true,
                 Job::Mark(_) => {}
             }
@@ -224,7 +234,8 @@ impl Writer {
             self.note(written.as_ref().err());
         }
         let due = self.retry_at.is_none_or(|at| at <= Instant::now());
-        let wanting = !self.owed.is_empty() || self.store.is_none() || !self.ballast.is_held();
+        let wanting =
+            !self.owed.is_empty() || self.losses.is_some() || self.store.is_none() || !self.ballast.is_held();
         self.retry_at = match wanting {
             true if due => Some(Instant::now() + RETRY),
             true => self.retry_at,
@@ -251,7 +262,7 @@ impl Writer {
                     let failed = error.as_ref().filter(|_| self.owed.owes(&key, &change));
                     call(then, failed.map_or(Ok(()), |error| Err(error.clone().on(&key))));
                 }
-                Job::Write(_, _, None) => {}
+                Job::Write(_, _, None) | Job::NoteLosses(_) => {}
                 Job::AcceptLosses(then) => {
                     call(then, error.clone().filter(|_| not_accepted).map_or(Ok(()), Err));
                 }
@@ -267,7 +278,8 @@ impl Writer {
         if !self.ballast.is_held() && self.retry_at.is_none_or(|at| at <= Instant::now()) {
             self.ballast.restore();
         }
-        if self.owed.is_empty() && !*accept && self.store.is_some() {
+        let losses = *accept || self.losses.is_some();
+        if self.owed.is_empty() && !losses && self.store.is_some() {
             return None;
         }
         let (begun, size) = (Instant::now(), self.owed.len());
@@ -304,13 +316,14 @@ impl Writer {
             self.reopen()?;
         }
         let Some(store) = &mut self.store else { return Err(Fault::Io("it is closed".to_owned())) };
-        if *accept || self.owed.iter(extent).next().is_some() {
+        if *accept || self.losses.is_some() || self.owed.iter(extent).next().is_some() {
             failpoint::reach("journal.before-commit");
-            store.write(&self.owed, extent, *accept)?;
+            store.write(&self.owed, extent, (self.losses, *accept))?;
             failpoint::reach("journal.after-commit");
         }
         self.meta.clone_from(&store.meta);
         self.owed.written(extent);
+        self.losses = None;
         if std::mem::take(accept) {
             self.apart.clear();
         }

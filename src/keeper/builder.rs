@@ -183,7 +183,7 @@ impl KeeperBuilder {
             return Err(Error::new(ErrorKind::FailedPrecondition, "open a keeper", found)
                 .remedy("call build within one"));
         }
-        let recovered = match &self.journal {
+        let mut recovered = match &self.journal {
             None => Recovered { epoch: 1, next_life: 1, ..Recovered::default() },
             Some(journal) => journal.take_recovered().ok_or_else(|| {
                 let found = "its journal has another keeper already";
@@ -191,6 +191,17 @@ impl KeeperBuilder {
                     .remedy("open the journal anew when that one has ended")
             })?,
         };
+        if let Some(journal) = &self.journal
+            && recovered.next_life == 1
+            && self.runtimes.values().any(|runtime| runtime.has_survivors())
+        {
+            // Its records are elsewhere, or gone with all that would say that there were any.
+            tracing::error!(
+                "sandboxes are there, and the journal has never known of one: its records are lost"
+            );
+            recovered.incomplete = true;
+            recovered.next_life = journal.note_losses();
+        }
         let begin_at = (recovered.epoch, recovered.next_life);
         let services = Services::new(self.bounds, self.deadlines, self.journal, begin_at);
         let index = Arc::new(Index::new(self.expected_sandboxes.max(recovered.sandboxes.len())));

@@ -369,6 +369,10 @@ impl Runtime for MemoryRuntime {
         result
     }
 
+    fn has_survivors(&self) -> bool {
+        !self.world.lock().instances.is_empty()
+    }
+
     async fn survivors(
         &self,
         known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),

@@ -79,6 +79,11 @@ pub trait Runtime: Send + Sync + 'static {
         None
     }
 
+    /// Whether an earlier backend on the same state has left anything that nobody has asked for yet. Cheap.
+    fn has_survivors(&self) -> bool {
+        false
+    }
+
     /// What an earlier backend on the same state has left, and whose key and life are not `known`: nobody has a record of it.
     async fn survivors(
         &self,

@@ -124,6 +124,24 @@ fn what_is_too_large_to_be_kept_beside_it_is_listed_and_not_ended() {
     });
 }
 
+/// Goal: without any file of the journal's, what runs is still somebody's.
+#[test]
+fn what_runs_outlives_the_loss_of_all_records() {
+    block_on(async {
+        let mut daemon = Daemon::start(&[]).await;
+        let pid = run(&mut daemon.client().await, "a", sleeper()).await;
+        daemon.kill9();
+        for name in ["journal.redb", "ballast", "lock"] {
+            fs::remove_file(daemon.state_dir.join(name)).unwrap();
+        }
+        daemon.start_again().await;
+        let all = daemon.settled().await;
+        assert_eq!(all.iter().map(|status| status.pid).collect::<Vec<_>>(), [pid], "{all:?}");
+        let next = run(&mut daemon.client().await, "b", sleeper()).await;
+        assert!(!has_ended(pid) && !has_ended(next));
+    });
+}
+
 /// C16: the budget of paths is checked when the daemon starts.
 #[test]
 fn a_state_directory_that_is_too_deep_is_refused_before_anything_is_made() {

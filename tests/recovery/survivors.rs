@@ -155,6 +155,33 @@ async fn a_namesake_on_another_backend_is_not_taken_for_it() {
     assert_eq!(keeper.close(None).await.len(), 0);
 }
 
+/// Goal: a journal that never knew of a sandbox does not make those that are there nobody's. Method: a journal elsewhere, as if
+/// the directory had been emptied; a keeper that comes after the one that noticed; and one that is killed right away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_journal_beside_sandboxes_has_lost_their_records() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (runtime, bare, whole) = (MemoryRuntime::new(), key("bare"), key("whole"));
+    let keeper = open(dir.path(), &runtime).await;
+    keeper.run(&bare, spec("a")).await.unwrap();
+    keeper.run(&whole, spec("a")).await.unwrap();
+    let life = keeper.inspect(&bare).unwrap().life;
+    runtime.lose_keepsake(&bare);
+    drop(keeper);
+    drop(Journal::open(elsewhere.path()).unwrap());
+    for _ in 0..2 {
+        let keeper = open(elsewhere.path(), &runtime).await;
+        settled(&keeper).await;
+        assert_eq!(orphans(&keeper), [(bare, life)]);
+        keeper.ping(&whole).unwrap();
+        let new = keeper.run(&key("new"), spec("new")).await.unwrap().life;
+        assert!(new.0 > 1_000_000, "a number is never used again: {new}");
+    }
+    let keeper = open(elsewhere.path(), &runtime).await;
+    assert_eq!(keeper.end_orphans().await.0, 1);
+    assert_eq!(keeper.close(None).await.len(), 0);
+    assert_eq!(runtime.existing(), []);
+}
+
 /// Goal: where records were lost, a name that nobody has waits until it is known what exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_wait_until_it_is_known_what_exists() {

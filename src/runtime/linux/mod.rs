@@ -426,6 +426,10 @@ impl Runtime for LinuxRuntime {
         self.inner.reality(instance).await.map_err(|error| error.on(&instance.key))
     }
 
+    fn has_survivors(&self) -> bool {
+        self.inner.past.as_ref().is_some_and(|past| !past.is_empty())
+    }
+
     async fn survivors(
         &self,
         known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),

@@ -114,6 +114,12 @@ impl Past {
         remains.ids.into_iter().for_each(|start| self.ids.give_back(start));
     }
 
+    /// Whether all that was found is known otherwise by now, or gone.
+    pub(super) fn is_empty(&self) -> bool {
+        let found = self.found.lock();
+        found.children.is_empty() && found.groups.is_empty()
+    }
+
     /// The number of a key's group, if there can be anything in it that is not known yet.
     pub(super) fn number_of(&self, tree: &Tree, key: &SandboxKey) -> Option<u64> {
         if self.found.lock().groups.is_empty() {

@@ -399,3 +399,53 @@ fn a_log_costs_its_init_two_pages() {
         bed.close().await;
     });
 }
+
+/// Whether a thread that opens what a spec names waits for a file system, in state D.
+fn something_is_held_up() -> bool {
+    let stats = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let stats = stats.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    stats.into_iter().any(|stat| stat.contains("(sandkeeper-fs) D "))
+}
+
+/// Goal: a start that a file system held up, and that nobody waits for any more, leaves the log of the next life of that name
+/// alone. Method: one hangs while its input is opened, and is deleted; the next life writes; then the file system answers.
+#[test]
+fn a_start_that_wakes_up_late_leaves_the_next_life_its_log() {
+    if !alone("logs::a_start_that_wakes_up_late_leaves_the_next_life_its_log") {
+        return;
+    }
+    block_on(async {
+        let place = Place::new("late");
+        let bed = place.bed();
+        let mut mute = MuteFileSystem::mount(&bed.directory.join("mute"));
+        let mut spec = logging("echo first; sleep 1000", 1 << 20);
+        spec.process.as_mut().unwrap().stdio.stdin = Some(mute.mountpoint.join("input"));
+        let first = bed.instance("x", spec);
+        bed.runtime.create(&first).await.unwrap();
+        let start = tokio::spawn({
+            let (runtime, first) = (Arc::clone(&bed.runtime), Arc::clone(&first));
+            async move { runtime.start(&first).await }
+        });
+        eventually("its input is being opened", Duration::from_secs(10), something_is_held_up);
+        bed.delete(&first).await;
+        assert_eq!(start.await.unwrap().unwrap_err().kind(), ErrorKind::Aborted);
+        let script = "echo before; mkfifo /tmp/go; read line < /tmp/go; echo after; sleep 1000";
+        let next = bed.instance("x", logging(script, 1 << 20));
+        bed.run(&next).await;
+        let closes = mute.answer();
+        tokio::task::spawn_blocking(move || closes.recv_timeout(Duration::from_secs(10)).unwrap())
+            .await
+            .unwrap();
+        run(&bed, &next, "while [ ! -p /tmp/go ]; do sleep 0.01; done; echo > /tmp/go").await;
+        mute.end();
+        drop(mute);
+        let late = std::time::Instant::now() + Duration::from_secs(10);
+        while whole(&bed, &next, 4096).await.out != b"before\nafter\n" {
+            assert!(std::time::Instant::now() < late, "{:?}", whole(&bed, &next, 4096).await.chunks);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bed.delete(&next).await;
+        assert!(place.is_empty());
+        bed.close().await;
+    });
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -281,6 +282,55 @@ impl MuteFileSystem {
         )
         .unwrap();
         Self { mountpoint: mountpoint.to_owned(), server: Some(server) }
+    }
+
+    /// The server wakes up: there is an empty file of any name. What is returned is told each time one is closed.
+    pub(crate) fn answer(&self) -> std::sync::mpsc::Receiver<()> {
+        let mut server = self.server.as_ref().unwrap().try_clone().unwrap();
+        let (closed, closes) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut request = vec![0; 1 << 17];
+            // Until the server goes.
+            while let Ok(1..) = server.read(&mut request) {
+                let field = |at: usize| u32::from_le_bytes(*request[at..].first_chunk().unwrap());
+                // Source: linux/fuse.h. The lengths are those of fuse_init_out, fuse_entry_out, fuse_attr_out and fuse_open_out.
+                let (opcode, mut body) = (field(4), Vec::new());
+                let regular_file = (libc::S_IFREG | 0o644).to_le_bytes();
+                match opcode {
+                    1 => {
+                        body = vec![0; 128];
+                        body[0] = 2;
+                        body[40] = 2;
+                        body[40 + 60..][..4].copy_from_slice(&regular_file);
+                    }
+                    3 => {
+                        body = vec![0; 104];
+                        body[16] = 2;
+                        body[16 + 60..][..4].copy_from_slice(&regular_file);
+                    }
+                    14 => body = vec![0; 16],
+                    18 => drop(closed.send(())),
+                    26 => {
+                        body = vec![0; 64];
+                        body[0] = 7;
+                        body[4] = 31;
+                        body[20..][..4].copy_from_slice(&4096_u32.to_le_bytes());
+                    }
+                    // Nobody waits for an answer to being forgotten.
+                    2 | 42 => continue,
+                    _ => {}
+                }
+                let known = matches!(opcode, 1 | 3 | 14 | 18 | 25 | 26);
+                let error = if known { 0 } else { -libc::ENOSYS };
+                let mut answer = (16 + body.len() as u32).to_le_bytes().to_vec();
+                answer.extend(error.to_le_bytes());
+                answer.extend(&request[8..16]);
+                answer.extend(body);
+                // Who asked may have been killed.
+                let _ = server.write(&answer);
+            }
+        });
+        closes
     }
 
     /// The server goes. Who waits for it gets an error.

@@ -46,9 +46,22 @@ impl Logs {
         Ok(rustix::fs::open(&self.dir, flags, Mode::empty())?)
     }
 
-    /// Makes fresh files for a life, and opens them for its init.
-    fn make(&self, instance: &Instance, log_bytes: u64) -> io::Result<[OwnedFd; 2]> {
+    /// Makes fresh files for a life, and opens them for its init, unless `check` finds that the life is over.
+    ///
+    /// What comes before may have been held up by a file system for any time, so that meanwhile the life was ended and another
+    /// of this name begun, which writes here. It is asked with the lock held: who ends a life removes its log under it.
+    fn make(
+        &self,
+        instance: &Instance,
+        log_bytes: u64,
+        check: &dyn Fn() -> Result<(), Error>,
+    ) -> Result<[OwnedFd; 2], Error> {
         let _changing = self.changing.lock();
+        check()?;
+        self.make_files(instance, log_bytes).map_err(|error| failed("start", error))
+    }
+
+    fn make_files(&self, instance: &Instance, log_bytes: u64) -> io::Result<[OwnedFd; 2]> {
         let root = self.root()?;
         let name = instance.key.file_name(255);
         match rustix::fs::mkdirat(&root, &name, Mode::from(0o750)) {
@@ -194,11 +207,15 @@ fn remove_dir(root: &OwnedFd, name: &str, dir: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Makes the files that the init of a life with a log writes; none for a life without. Blocks.
-pub(super) fn make_slots(logs: Option<&Logs>, instance: &Instance) -> Result<Vec<OwnedFd>, Error> {
+/// Makes the files that the init of a life with a log writes, unless `check` refuses; none for a life without. Blocks.
+pub(super) fn make_slots(
+    logs: Option<&Logs>,
+    instance: &Instance,
+    check: &dyn Fn() -> Result<(), Error>,
+) -> Result<Vec<OwnedFd>, Error> {
     let log_bytes = instance.spec.process.as_ref().and_then(|process| process.stdio.log_bytes);
     let (Some(log_bytes), Some(logs)) = (log_bytes, logs) else { return Ok(Vec::new()) };
-    Ok(logs.make(instance, log_bytes).map_err(|error| failed("start", error))?.into())
+    Ok(logs.make(instance, log_bytes, check)?.into())
 }
 
 fn failed(tried: &'static str, error: io::Error) -> Error {
@@ -315,7 +332,7 @@ mod tests {
         let long = "n".repeat(76);
         let lives = [life_of("known", 1), life_of("lost", 2), life_of(&long, 3)];
         for life in &lives {
-            logs.make(life, 1 << 20).unwrap();
+            logs.make(life, 1 << 20, &|| Ok(())).unwrap();
         }
         std::fs::write(scratch.0.join("stray"), "").unwrap();
         std::fs::create_dir(scratch.0.join("foreign")).unwrap();
@@ -332,11 +349,27 @@ mod tests {
         assert!(logs.slots(&lives[0].key).unwrap().is_empty());
     }
 
+    /// Goal: whoever comes too late makes nothing and removes nothing. Method: a life that is over makes its log once there is
+    /// none, and once there is that of the next life.
+    #[test]
+    fn a_life_that_is_over_makes_no_log() {
+        let scratch = Scratch::new();
+        let logs = Logs::open(&scratch.0).unwrap();
+        let (late, next) = (life_of("x", 1), life_of("x", 2));
+        let over = || Err(Error::new(ErrorKind::Aborted, "start", "it is being ended"));
+        assert_eq!(logs.make(&late, 1 << 20, &over).unwrap_err().kind(), ErrorKind::Aborted);
+        assert_eq!(std::fs::read_dir(&scratch.0).unwrap().count(), 0, "not even a directory");
+        let [slot, _] = logs.make(&next, 1 << 20, &|| Ok(())).unwrap();
+        logs.make(&late, 1 << 20, &over).unwrap_err();
+        let same = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(same(&logs.slots(&next.key).unwrap()[0]), same(&slot), "the next life's are left alone");
+    }
+
     #[test]
     fn a_log_is_asked_for_by_its_process_only() {
         let mut spec =
             SandboxSpec { process: Some(ProcessSpec::new(["/bin/true"])), ..SandboxSpec::default() };
-        assert!(make_slots(None, &instance(spec.clone())).unwrap().is_empty());
+        assert!(make_slots(None, &instance(spec.clone()), &|| Ok(())).unwrap().is_empty());
         assert!(!plan::keeps_log(&spec));
         spec.process.as_mut().unwrap().stdio.log_bytes = Some(LEAST_LOG_BYTES);
         assert!(plan::keeps_log(&spec));

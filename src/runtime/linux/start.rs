@@ -152,11 +152,9 @@ impl Inner {
             let instance = &sandbox.instance;
             let number = sandbox.state().group;
             let group = number.and_then(|number| tree.open(&instance.key, number).transpose()).transpose();
-            let group =
-                group.map_err(|error| kernel_error("start", "its cgroup", error))?.ok_or_else(|| {
-                    Error::new(ErrorKind::FailedPrecondition, "start", "its cgroup was removed by another")
-                        .remedy("delete it, and create it again")
-                })?;
+            let group = group
+                .map_err(|error| kernel_error("start", "its cgroup", error))?
+                .ok_or_else(group_is_gone)?;
             let (given, network) = match &instance.spec.network {
                 Network::New => (PlanNetwork::Given, Some(Arc::new(networks.take()?))),
                 Network::Join(path) => (PlanNetwork::Given, Some(Arc::new(netns::open(path)?))),
@@ -166,7 +164,13 @@ impl Inner {
                 Network::None => (PlanNetwork::Host, None),
             };
             let mut plan = Plan::new(instance, id_map(&sandbox), given)?;
-            plan.stdio.extend(log::make_slots(logs.as_deref(), instance)?);
+            // Nobody waits for what comes too late, and another life may have this name by now, here or with the next backend.
+            let check = || {
+                sandbox.check_not_ending("start")?;
+                let there = number.map(|number| tree.open(&instance.key, number));
+                if matches!(there, Some(Ok(Some(_)))) { Ok(()) } else { Err(group_is_gone()) }
+            };
+            plan.stdio.extend(log::make_slots(logs.as_deref(), instance, &check)?);
             if stays {
                 // Before anybody is asked: whoever finds it so looks for a process.
                 mark::Stage::Starting
@@ -179,6 +183,11 @@ impl Inner {
         };
         workers.run(open).await?
     }
+}
+
+fn group_is_gone() -> Error {
+    Error::new(ErrorKind::FailedPrecondition, "start", "its cgroup was removed by another")
+        .remedy("delete it, and create it again")
 }
 
 /// Whether a start opens paths that somebody else chose.

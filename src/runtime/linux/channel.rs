@@ -24,7 +24,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::message::{Incoming, receive, send};
 use super::protocol::{Kind, MAX_REAPS, Report, Step};
-use super::readiness::watched;
+use super::readiness::{Ending, watched};
 use super::state_dir::Doorbell;
 use super::zygote::ZygoteId;
 use crate::error::{Error, ErrorKind};
@@ -350,8 +350,6 @@ impl Drop for Newborn {
 
 async fn end(zygote: &Process, pid: u32, pidfd: OwnedFd) {
     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-    if let Ok(watched) = watched(pidfd, Interest::READABLE) {
-        let _ = watched.readable().await;
-    }
+    Ending::of(pidfd).ended().await;
     zygote.reap(pid);
 }

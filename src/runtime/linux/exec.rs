@@ -19,12 +19,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Uid, fchown};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -33,7 +33,7 @@ use super::channel::{Process, Unasked};
 use super::exit::{parse_zombie, reason_of_status};
 use super::failure::{self, Attempt};
 use super::protocol::{Kind, Report, Step, flag};
-use super::readiness::watched;
+use super::readiness::Ending;
 use super::sandbox::{Leader, Sandbox};
 use super::{Inner, freeze, group, kernel_error, plan, start, sys, zygote};
 use crate::error::{Error, ErrorKind};
@@ -44,7 +44,8 @@ use crate::spec::{ProcessSpec, SandboxSpec, Stdio};
 /// What an error says was tried.
 const TRIED: &str = "run a program in";
 
-/// How long the middle child has to end what it was told to, before it is ended itself: one that is frozen hears nothing.
+/// How long the middle child has to end what it was told to, before it is ended itself: one that is frozen hears nothing. And
+/// how long a descriptor is waited for to read how it ended.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the processes of a program are looked for, in case they make others meanwhile.
@@ -282,42 +283,51 @@ struct Watch {
 impl Watch {
     async fn until_ended(self, pidfd: OwnedFd, sender: oneshot::Sender<ExitReason>) {
         let Self { inner, sandbox, zygote, middle, pid, mut leash, mut dropped } = self;
-        let pidfd = match watched(pidfd, Interest::READABLE) {
-            Ok(pidfd) => pidfd,
-            Err(error) => {
-                // The leash, which goes with this, ends what is not detached.
-                tracing::error!(sandbox = %sandbox.instance.key, %error, "a program's end cannot be watched");
-                return;
-            }
-        };
+        // Watched or not, it is waited for: nobody else has its zombie reaped.
+        let process = Ending::of(pidfd);
         let wanted = tokio::select! {
-            _ = pidfd.readable() => true,
+            () = process.ended() => true,
             _ = &mut dropped, if leash.is_some() => false,
         };
         if !wanted {
             kill_all(&inner, &sandbox, pid).await;
             drop(leash.take());
-            if tokio::time::timeout(PATIENCE, pidfd.readable()).await.is_err() {
-                let _ = pidfd_send_signal(pidfd.get_ref(), Signal::KILL);
+            if tokio::time::timeout(PATIENCE, process.ended()).await.is_err() {
+                let _ = pidfd_send_signal(process.pidfd(), Signal::KILL);
             }
-            let _ = pidfd.readable().await;
+            process.ended().await;
         }
-        let reason = reason(middle, pidfd.get_ref());
+        // Its descriptor first: it may be the one that is lacking now.
+        drop(leash);
+        let reason = reason(middle, process.pidfd()).await;
         zygote.reap(middle);
         // Given back before anybody is told.
-        drop((pidfd, leash));
+        drop(process);
         // Whoever asked may have gone.
         let _ = sender.send(reason);
     }
 }
 
 /// How a program ended, as its middle child, which has ended as well, tells it.
-fn reason(middle: u32, pidfd: &OwnedFd) -> ExitReason {
-    let stat = std::fs::read(format!("/proc/{middle}/stat")).ok();
+async fn reason(middle: u32, pidfd: &OwnedFd) -> ExitReason {
+    let start = Instant::now();
+    let stat = loop {
+        match std::fs::read(format!("/proc/{middle}/stat")) {
+            Ok(stat) => break Some(stat),
+            Err(error) if lacks_descriptors(&error) && start.elapsed() < PATIENCE => {
+                tokio::time::sleep(PATIENCE / 50).await;
+            }
+            Err(_) => break None,
+        }
+    };
     let told = stat.and_then(|stat| parse_zombie(&stat, true));
     // Asked last: as long as it is not reaped, its number is its own.
     let told = told.filter(|_| sys::is_unreaped(pidfd)).or_else(|| sys::status_of_reaped(pidfd));
     told.map_or(ExitReason::Lost, reason_of_status)
+}
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Kills a program and whatever it has started, as far as that can be found.

@@ -156,6 +156,13 @@ impl Instance {
         Arc::new(Self { key, life, spec, observer })
     }
 
+    /// The same life by another spec.
+    #[cfg(feature = "linux")]
+    pub(crate) fn with_spec(&self, spec: SandboxSpec) -> Arc<Self> {
+        let Self { key, life, ref observer, .. } = *self;
+        Arc::new(Self { key, life, spec: Arc::new(spec), observer: Weak::clone(observer) })
+    }
+
     /// Reports the end of this life. Callable from any thread; does not block. A second report changes nothing.
     ///
     /// `all_ended` says that no process of the instance is left; else its owner ends the rest.

@@ -12,5 +12,6 @@ mod exits;
 mod freeze;
 mod leftovers;
 mod logs;
+mod off_limits;
 mod outlive;
 mod support;

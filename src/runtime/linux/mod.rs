@@ -68,6 +68,7 @@ mod machine;
 mod mark;
 mod message;
 mod netns;
+mod off_limits;
 mod past;
 mod plan;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ids::BLOCK;
+use super::off_limits::OffLimits;
 use super::plan::{IdMap, Plan, PlanNetwork, isolation_in_force};
 use super::protocol::Child;
 use super::sandbox::{Busy, Leader, Sandbox, Stage};
@@ -148,6 +149,7 @@ impl Inner {
         let workers = if names_paths(&sandbox.instance.spec) { &self.openers } else { &self.workers };
         let (networks, logs) = (Arc::clone(&self.networks), self.logs.clone());
         let stays = self.past.is_some();
+        let state = self.state.as_ref().map(|state| state.path.clone());
         let open = move || {
             let instance = &sandbox.instance;
             let number = sandbox.state().group;
@@ -163,7 +165,15 @@ impl Inner {
                 // The zygotes' own, which is empty.
                 Network::None => (PlanNetwork::Host, None),
             };
-            let mut plan = Plan::new(instance, id_map(&sandbox), given)?;
+            let mut plan = match OffLimits::of(&instance.spec, state.as_deref()) {
+                None => Plan::new(instance, id_map(&sandbox), given)?,
+                Some(off_limits) => {
+                    let covered = off_limits.cover(instance)?;
+                    let plan = Plan::new(&covered, id_map(&sandbox), given)?;
+                    off_limits.check(&covered.spec, &plan)?;
+                    plan
+                }
+            };
             // Nobody waits for what comes too late, and another life may have this name by now, here or with the next backend.
             let check = || {
                 sandbox.check_not_ending("start")?;

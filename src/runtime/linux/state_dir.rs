@@ -4,6 +4,7 @@
 //! <state_dir>/
 //! ├── linux.lock       locked by the backend that uses it
 //! ├── linux.root       where its cgroup root is
+//! ├── empty/           nothing, ever: shown to sandboxes in this directory's place
 //! └── zygotes/         for its owner alone
 //!     └── <time>.sock  a zygote's, on which it waits for its next host
 //! ```
@@ -32,7 +33,9 @@ const LOCKING: Duration = Duration::from_millis(250);
 
 const LOCK: &str = "linux.lock";
 const ROOT: &str = "linux.root";
-const SOCKETS: &str = "zygotes";
+pub(super) const SOCKETS: &str = "zygotes";
+/// What is shown to a sandbox in this directory's place; see `off_limits`.
+pub(super) const EMPTY: &str = "empty";
 const SUFFIX: &str = ".sock";
 
 /// A state directory that is ours for as long as this lives.
@@ -65,6 +68,10 @@ impl StateDir {
             && error != Errno::EXIST
         {
             return Err(failed("the sockets", error.into()));
+        }
+        match rustix::fs::mkdirat(&dir, EMPTY, Mode::from(0o555)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(failed("the empty directory", error.into())),
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let sockets = rustix::fs::openat(&dir, SOCKETS, flags, Mode::empty());
@@ -112,7 +119,8 @@ impl StateDir {
         for name in self.sockets.names() {
             self.sockets.remove(&name);
         }
-        for (name, flags) in [(SOCKETS, AtFlags::REMOVEDIR), (ROOT, AtFlags::empty())] {
+        let all = [(SOCKETS, AtFlags::REMOVEDIR), (EMPTY, AtFlags::REMOVEDIR), (ROOT, AtFlags::empty())];
+        for (name, flags) in all {
             if let Err(error) = rustix::fs::unlinkat(&self.dir, name, flags)
                 && error != Errno::NOENT
             {

@@ -1,0 +1,101 @@
+//! No sandbox with the user of the backend among its own is shown the state directory.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use sandkeeper::ErrorKind;
+use sandkeeper::model::ExitReason;
+use sandkeeper::runtime::Runtime;
+use sandkeeper::runtime::linux::LinuxConfig;
+use sandkeeper::spec::{Mount, RootFs, SandboxSpec, Users};
+
+use crate::support::*;
+
+/// A place outside of /tmp, where a sandbox with the host's root has a file system of its own.
+fn bed_below(place: &Path) -> Bed {
+    let state_dir = Some(place.join("state"));
+    Bed::with(LinuxConfig { state_dir, zygotes: 1, ready_networks: 0, ..LinuxConfig::default() })
+}
+
+fn showing(source: &Path, users: Users) -> SandboxSpec {
+    let mount = Mount { source: source.to_owned(), target: "/mnt".into(), writable: true };
+    let mut spec = SandboxSpec { mounts: vec![mount], ..shell("exec sleep 1000") };
+    spec.isolation.users = users;
+    spec
+}
+
+/// Goal: whoever is the owner of the state directory inside is not shown it by a mount or as a root, by whatever path. Method:
+/// the directory, what it is in, and what is in it; links; another mount of it; then the same with users of its own, and
+/// something harmless.
+#[test]
+fn a_mount_that_shows_the_state_directory_is_refused() {
+    block_on(async {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let place = place.path();
+        let bed = bed_below(place);
+        let state = place.join("state");
+        let (link, other) = (place.join("link"), bed.directory.join("other"));
+        symlink(state.join("zygotes"), &link).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        mount_bind(state.join("zygotes"), &other).unwrap();
+        let mut socket = std::fs::read_dir(state.join("zygotes")).unwrap();
+        let socket = socket.next().unwrap().unwrap().path();
+        let shows = [
+            &state,
+            place,
+            Path::new("/var/tmp"),
+            Path::new("/"),
+            &state.join("zygotes"),
+            &socket,
+            &state.join("linux.lock"),
+            &link,
+            &place.join("state/../state/./zygotes"),
+            &other,
+        ];
+        for source in shows {
+            for users in [Users::Host, Users::Mapped { host_start: 0, count: 65_536 }] {
+                let mut root = showing(source, users);
+                root.root = RootFs::Directory { path: source.to_owned(), writable: false };
+                root.mounts.clear();
+                for spec in [showing(source, users), root] {
+                    let instance = bed.instance("x", spec);
+                    bed.runtime.create(&instance).await.unwrap();
+                    let error = bed.runtime.start(&instance).await.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+                    for part in [format!("{source:?}"), format!("the state directory {}", state.display())] {
+                        assert!(error.to_string().contains(&part), "{error} does not name {part}");
+                    }
+                    bed.delete(&instance).await;
+                }
+            }
+        }
+        // Their users are nobody there. And below a directory of another name there is nothing of ours.
+        let harmless = [(state.as_path(), Users::Allocated), (Path::new("/var/lib"), Users::Host)];
+        for (source, users) in harmless {
+            let instance = bed.instance("x", showing(source, users));
+            bed.run(&instance).await;
+            bed.delete(&instance).await;
+        }
+        unmount(&other, UnmountFlags::DETACH).unwrap();
+        bed.close().await;
+    });
+}
+
+/// Goal: the host's root has nothing of the state directory. Method: look for its sockets there, as its owner.
+#[test]
+fn the_hosts_root_does_not_show_the_state_directory() {
+    block_on(async {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let bed = bed_below(place.path());
+        let state = place.path().join("state");
+        let look = format!("ls -ld {0} || exit 9; [ -z \"$(ls -A {0})\" ]", state.display());
+        let mut spec = shell(&look);
+        spec.isolation.users = Users::Host;
+        let instance = bed.instance("x", spec);
+        bed.run(&instance).await;
+        assert_eq!(bed.exit(&instance).await.reason, ExitReason::Exited(0));
+        bed.delete(&instance).await;
+        bed.close().await;
+    });
+}

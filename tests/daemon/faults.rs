@@ -1,7 +1,9 @@
 //! State that is damaged, and places that will not do.
 
+use std::collections::BTreeMap;
 use std::fs;
 
+use redb::TableDefinition;
 use sandkeeper::ErrorKind;
 
 use crate::support::{
@@ -88,7 +90,6 @@ fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() 
 /// Goal: what runs with too large a spec to be kept on its cgroup is left alone when its record is damaged, and keeps its name.
 #[test]
 fn what_is_too_large_to_be_kept_beside_it_is_listed_and_not_ended() {
-    const STATES: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("states");
     block_on(async {
         let mut daemon = Daemon::start(&[]).await;
         let mut large = sleeper();
@@ -139,6 +140,115 @@ fn what_runs_outlives_the_loss_of_all_records() {
         assert_eq!(all.iter().map(|status| status.pid).collect::<Vec<_>>(), [pid], "{all:?}");
         let next = run(&mut daemon.client().await, "b", sleeper()).await;
         assert!(!has_ended(pid) && !has_ended(next));
+    });
+}
+
+const SPECS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("specs");
+const STATES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("states");
+
+/// Changes what is written of a sandbox in one table, behind the journal's back; nothing is the end of the record.
+fn tamper(
+    daemon: &Daemon,
+    (table, shelf): (TableDefinition<'_, &str, &[u8]>, u8),
+    id: &str,
+    change: impl FnOnce(Vec<u8>, &dyn Fn(&mut Vec<u8>)) -> Option<Vec<u8>>,
+) {
+    let name = key(id).to_string();
+    // Source: docs/journal.md. With a right checksum, whatever else is in the record is believed.
+    let seal = |record: &mut Vec<u8>| {
+        let mut sum = crc32fast::Hasher::new();
+        [&[record[0], shelf], name.as_bytes(), &[0], &record[5..]].iter().for_each(|part| sum.update(part));
+        record[1..5].copy_from_slice(&sum.finalize().to_le_bytes());
+    };
+    let database = redb::Database::open(daemon.journal()).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut table = transaction.open_table(table).unwrap();
+        let before = table.remove(name.as_str()).unwrap().expect("it has a record").value().to_owned();
+        let mut sealed = before.clone();
+        seal(&mut sealed);
+        assert_eq!(sealed, before, "the format is as it is thought to be");
+        if let Some(after) = change(before, &seal) {
+            table.insert(name.as_str(), after.as_slice()).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+}
+
+/// C19: a damaged record costs nobody else anything, and its sandbox is found by what runs. Method: twenty run; the last record
+/// is cut, a byte of one in the middle is flipped, one is emptied, one is without the other half, one is of a version that
+/// nobody knows yet, and the whole file is empty; each in a copy of what a killed daemon has left.
+#[test]
+fn a_damaged_record_disturbs_no_sandbox() {
+    const COUNT: usize = 20;
+    let (specs, states) = ((SPECS, 1), (STATES, 2));
+    type Damage = Box<dyn Fn(&Daemon)>;
+    let mut damages: Vec<(String, Damage)> = Vec::new();
+    for (table, name) in [(specs, "spec"), (states, "state")] {
+        // In full, every length that there may be.
+        for length in (0..150).step_by(size(29, 1)) {
+            let cut = move |daemon: &Daemon| {
+                tamper(daemon, table, "s19", |mut record, _| {
+                    record.truncate(length.min(record.len() - 1));
+                    Some(record)
+                });
+            };
+            damages.push((format!("the last {name} cut to {length}"), Box::new(cut)));
+        }
+        let flip = move |daemon: &Daemon| {
+            tamper(daemon, table, "s10", |mut record, _| {
+                let middle = record.len() / 2;
+                record[middle] ^= 1;
+                Some(record)
+            });
+        };
+        damages.push((format!("a flipped byte in a {name}"), Box::new(flip)));
+        let empty = move |daemon: &Daemon| tamper(daemon, table, "s05", |_, _| Some(Vec::new()));
+        damages.push((format!("an empty {name}"), Box::new(empty)));
+        let remove = move |daemon: &Daemon| tamper(daemon, table, "s00", |_, _| None);
+        damages.push((format!("a missing {name}"), Box::new(remove)));
+        let newer = move |daemon: &Daemon| {
+            tamper(daemon, table, "s07", |mut record, seal| {
+                record[0] += 1;
+                seal(&mut record);
+                Some(record)
+            });
+        };
+        damages.push((format!("a {name} of a newer version"), Box::new(newer)));
+    }
+    damages.push(("an empty file".to_owned(), Box::new(|daemon| fs::write(daemon.journal(), "").unwrap())));
+    block_on(async {
+        let mut daemon = Daemon::start(&[]).await;
+        let mut client = daemon.client().await;
+        let mut running = BTreeMap::new();
+        for number in 0..COUNT {
+            let id = format!("s{number:02}");
+            running.insert(id.clone(), run(&mut client, &id, sleeper()).await);
+        }
+        daemon.kill9();
+        let whole = fs::read(daemon.journal()).unwrap();
+        for (what, damage) in damages {
+            fs::write(daemon.journal(), &whole).unwrap();
+            damage(&daemon);
+            daemon.start_again().await;
+            let all = daemon.settled().await;
+            let orphans = daemon.client().await.orphans().await.unwrap();
+            let found: BTreeMap<String, u32> = all
+                .iter()
+                .filter(|status| status.phase == "running")
+                .map(|status| (status.id.clone(), status.pid))
+                .collect();
+            let missing: Vec<&String> = running.keys().filter(|id| !found.contains_key(*id)).collect();
+            let listed = orphans.orphans.iter().filter_map(|orphan| orphan.sandbox.as_ref());
+            let listed: Vec<&String> = listed.map(|sandbox| &sandbox.id).collect();
+            assert_eq!(missing, listed, "{what}: whoever is not served is listed");
+            assert!(found.iter().all(|(id, pid)| running[id] == *pid), "{what}: {found:?} of {running:?}");
+            assert!(running.values().all(|pid| !has_ended(*pid)), "{what}: all of them go on");
+            assert_eq!(daemon.groups().len(), COUNT, "{what}");
+            let told = orphans.damaged_records > 0 || daemon.log().contains("the journal is damaged");
+            assert!(told, "{what}: it is said");
+            daemon.kill9();
+        }
     });
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sandkeeper::ErrorKind;
-use sandkeeper::spec::{RootFs, SandboxSpec};
+use sandkeeper::spec::{Resource, Rlimit, RootFs, SandboxSpec};
 
 use crate::support::{Daemon, Plan, block_on, in_host, key, refused, run, size, sleeper};
 
@@ -45,6 +45,14 @@ fn files_below(path: &Path) -> usize {
     entries.filter_map(Result::ok).map(|entry| 1 + files_below(&entry.path())).sum()
 }
 
+/// More descriptors than the machine has numbers for, whoever asks: only the kernel knows.
+fn refused_by_the_kernel() -> SandboxSpec {
+    let mut spec = sleeper();
+    let limit = Rlimit { resource: Resource::OpenFiles, soft: 1 << 40, hard: 1 << 40 };
+    spec.process.as_mut().unwrap().rlimits.push(limit);
+    spec
+}
+
 /// C17: whatever fails undoes what it made.
 #[test]
 fn starts_that_fail_leave_nothing() {
@@ -58,6 +66,7 @@ fn starts_that_fail_leave_nothing() {
                 ..sleeper()
             },
             in_host(&["not a path"]),
+            refused_by_the_kernel(),
             SandboxSpec { runtime: "no-such".to_owned(), ..sleeper() },
         ];
         let fail = async |client: &mut sandkeeper::surface::grpc::Client, number: usize| {
@@ -69,6 +78,8 @@ fn starts_that_fail_leave_nothing() {
                 Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
             }
         };
+        let error = refused(client.start(&key("limit"), Some(&refused_by_the_kernel())).await);
+        assert!(error.to_string().contains("Operation not permitted"), "the kernel says so: {error}");
         // What is made once and kept is made now.
         for number in 0..20 {
             fail(&mut client, number).await;

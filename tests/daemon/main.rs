@@ -1,5 +1,6 @@
 //! The daemon as a process: killed, ended, started again, and with what it needs taken away. Needs root.
 
+mod bystanders;
 mod cases;
 mod ends;
 mod faults;

@@ -1,16 +1,15 @@
 //! A daemon with thousands of sandboxes is killed, and the next one has them all.
 //!
 //! Prints how long that took: `SANDKEEPER_FULL=1 cargo test --release --test adopt_many -- --nocapture` for 10,000.
-#![allow(clippy::print_stderr, unreachable_pub, dead_code)]
+#![allow(clippy::print_stderr)]
 
-#[path = "cli/daemon.rs"]
+#[path = "support/daemon.rs"]
 mod daemon;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use daemon::Daemon;
-use rustix::process::Signal;
 use sandkeeper::spec::Network;
 use sandkeeper::surface::grpc::Client;
 use sandkeeper::wire::SandboxStatus;
@@ -65,15 +64,14 @@ async fn first_answer(daemon: &Daemon) -> Client {
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_sandboxes_outlive_their_daemon_unchanged() {
     let count = count();
-    let mut daemon = Daemon::begin();
+    let mut daemon = Daemon::start(&[]);
     start_all(&daemon, count).await;
     let before = all(&mut Client::connect(&daemon.socket()).await.unwrap()).await;
     assert_eq!(before.len(), count);
-    daemon.signal(Signal::KILL);
-    daemon.ended();
+    daemon.kill9();
 
     let executed = Instant::now();
-    daemon.begin_again_unwaited(&[]);
+    daemon.start_again_unwaited();
     let mut client = first_answer(&daemon).await;
     let answered = executed.elapsed();
     let known = all(&mut client).await;

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, Reader, Said, program};
+use crate::support::{Daemon, Reader, Said, program};
 
 /// The names of an object's fields, in the order of the text.
 #[track_caller]
@@ -32,7 +32,7 @@ fn documented(name: &str) -> Vec<String> {
 
 #[test]
 fn every_verb_has_the_documented_json() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let started = daemon.run(&["run", "web", "--json"]);
     assert_eq!(fields(&started), documented("run"));
     let status = daemon.run(&["status", "web", "--json"]);
@@ -67,7 +67,7 @@ fn every_verb_has_the_documented_json() {
 
 #[test]
 fn programs_and_logs_have_json_too() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     daemon.run(&["run", "sh", "--rootfs", "host", "--", "/bin/sh", "-c", "echo hi; exec sleep 1000"]).ok();
     let exec = daemon.run(&["exec", "sh", "--json", "--", "/bin/sh", "-c", "echo out; exit 4"]);
     let lines: Vec<Value> = exec.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -88,7 +88,7 @@ fn programs_and_logs_have_json_too() {
 
 #[test]
 fn a_watch_says_what_there_is_and_then_each_change() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let mut child = daemon.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut told = Reader::of(&mut child);
     assert_eq!(fields_of(&told.line()), documented("snapshot"));
@@ -111,7 +111,7 @@ fn error(said: &Said) -> Value {
 
 #[test]
 fn errors_are_told_in_json_too() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     for verb in ["start", "ping", "probe", "status", "stop", "pause", "resume", "wait", "logs"] {
         let said = daemon.run(&[verb, "nobody", "--json"]);
         let error = error(&said);

@@ -1,7 +1,7 @@
 //! The program itself: a real daemon on the linux runtime, driven by its own command line. Needs root.
 #![cfg(target_os = "linux")]
-#![expect(clippy::print_stderr, reason = "a test that fails shows the daemon's log")]
 
+#[path = "../support/daemon.rs"]
 mod daemon;
 #[path = "../names/hostile.rs"]
 mod hostile;
@@ -10,4 +10,5 @@ mod names;
 mod readme;
 mod shells;
 mod specs;
+mod support;
 mod verbs;

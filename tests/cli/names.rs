@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::daemon::{Daemon, Said, directory, program};
 use crate::hostile::hostile_names;
+use crate::support::{Daemon, Plan, Said, directory, program};
 
 /// Every verb that takes an ID, and what it needs behind it.
 const VERBS: &[&[&str]] = &[
@@ -25,7 +25,7 @@ const VERBS: &[&[&str]] = &[
 /// C16: names that would be paths, or are no names at all, reach nothing; the longest and shortest are fine.
 #[test]
 fn hostile_names_are_refused_by_every_verb_and_touch_nothing() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     daemon.run(&["run", "witness"]).ok();
     let listing = |directory: &std::path::Path| {
         let mut names: Vec<_> =
@@ -75,7 +75,7 @@ fn a_deep_state_directory_works_or_is_refused() {
     assert_eq!(deep.as_os_str().len(), 91);
     let said = program(&["serve", "--state-dir", too_deep.to_str().unwrap()]).output().unwrap();
     Said::from(said).fails(2, "108 bytes; the limit is 107");
-    let daemon = Daemon::begin_at(above, deep, &[]);
+    let daemon = Daemon::start_in(above, deep, Plan::default());
     daemon.run(&["run", "web"]).ok();
     assert_eq!(daemon.run(&["ping", "web"]).ok(), "web is running\n");
 }

@@ -1,6 +1,6 @@
 //! The tour of the README, as it stands there.
 
-use crate::daemon::Daemon;
+use crate::support::Daemon;
 
 /// Process IDs, ages and the widths of columns are of the moment; all else is compared as it stands.
 fn comparable(text: &str) -> String {
@@ -25,7 +25,7 @@ fn comparable(text: &str) -> String {
 fn the_tour_says_what_the_readme_shows() {
     let readme = include_str!("../../README.md");
     let tour = readme.split("## Run it").nth(1).expect("there is a tour").split("\n## ").next().unwrap();
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let mut commands = 0;
     for block in tour.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
         for step in block.split("$ ").skip(1) {
@@ -36,7 +36,7 @@ fn the_tour_says_what_the_readme_shows() {
             let shell = format!("exec 2>&1\nsandkeeper() {{ \"$PROGRAM\" \"$@\"; }}\n{command}");
             let output = std::process::Command::new("bash")
                 .args(["-c", &shell])
-                .env("PROGRAM", crate::daemon::PROGRAM)
+                .env("PROGRAM", crate::support::PROGRAM)
                 .env("SANDKEEPER_SOCKET", daemon.socket())
                 .output()
                 .unwrap();

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::daemon::{Daemon, Said, program, until};
+use crate::support::{Daemon, Plan, Said, program, until};
 
 fn run(arguments: &[&str]) -> Said {
     program(arguments).output().unwrap().into()
@@ -77,7 +77,7 @@ fn a_configuration_is_checked_before_anything_is_made() {
 
 #[test]
 fn a_reader_that_leaves_and_ctrl_c_end_a_verb_quietly() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     for id in ["a", "b"] {
         daemon.run(&["run", id]).ok();
     }
@@ -103,7 +103,7 @@ fn a_reader_that_leaves_and_ctrl_c_end_a_verb_quietly() {
 /// C24: with few descriptors there is a bound that leaves room for the daemon itself, which goes on answering past it.
 #[test]
 fn the_capacity_follows_from_the_descriptors_and_past_it_starts_are_refused() {
-    let daemon = Daemon::begin_limited(256);
+    let daemon = Daemon::start_as(Plan { descriptors: Some(256), ..Plan::default() });
     let capacity = daemon.run(&["version", "--json"]).json()["daemon"]["capacity"].as_u64().unwrap();
     assert_eq!(capacity, 128, "half of them, where there are few");
     for number in 0..capacity {
@@ -123,7 +123,7 @@ fn the_capacity_follows_from_the_descriptors_and_past_it_starts_are_refused() {
 /// And one that is asked for holds as well.
 #[test]
 fn no_more_sandboxes_than_were_allowed_are_there() {
-    let daemon = Daemon::begin_with(&["--max-sandboxes", "2"]);
+    let daemon = Daemon::start(&["--max-sandboxes", "2"]);
     for id in ["a", "b"] {
         daemon.run(&["run", id]).ok();
     }

@@ -1,17 +1,17 @@
 //! Specs as files and as options, and what becomes of them.
 
-use crate::daemon::Daemon;
+use crate::support::Daemon;
 
 #[test]
 fn a_spec_file_is_what_runs_and_options_win_over_it() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let file = daemon.directory.path().join("web.toml");
     let path = file.to_str().unwrap();
     let text = "args = ['/bin/sh', '-c', 'echo $GREETING from $PWD; id -u; hostname; exec sleep 1000']\nroot = 'host'\n\
                 cwd = '/usr'\nenv = { GREETING = 'hello' }\nlabels = { app = 'web' }\nhostname = 'house'\n[user]\nuid = 7\n";
     std::fs::write(&file, text).unwrap();
     daemon.run(&["run", "web", "--spec", path, "--env", "GREETING=hi", "--label", "tier=front"]).ok();
-    crate::daemon::until("it has said all", || {
+    crate::support::until("it has said all", || {
         let said = daemon.run(&["logs", "web"]).ok();
         (said.lines().count() == 3).then(|| assert_eq!(said, "hi from /usr\n7\nhouse\n"))
     });
@@ -27,7 +27,7 @@ fn a_spec_file_is_what_runs_and_options_win_over_it() {
 
 #[test]
 fn what_is_wrong_with_a_spec_is_said_with_file_line_and_field() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let file = daemon.directory.path().join("web.toml");
     let path = file.to_str().unwrap();
     for (text, expected) in [

@@ -4,11 +4,11 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::daemon::{Daemon, Reader, program};
+use crate::support::{Daemon, Reader, program};
 
 #[test]
 fn a_sandbox_goes_through_its_life() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let said = daemon.run(&["run", "web", "--label", "app=shop"]).ok();
     assert!(said.starts_with("web runs: leader "), "{said}");
     assert_eq!(daemon.run(&["ping", "web"]).ok(), "web is running\n");
@@ -36,7 +36,7 @@ fn a_sandbox_goes_through_its_life() {
 
 #[test]
 fn of_several_all_are_tried_and_the_first_failure_decides() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     for id in ["a", "b"] {
         daemon.run(&["run", id]).ok();
     }
@@ -55,7 +55,7 @@ fn of_several_all_are_tried_and_the_first_failure_decides() {
 
 #[test]
 fn the_end_of_a_process_is_told_and_passed_on() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let script = "echo out; echo err >&2; exit 7";
     daemon.run(&["run", "job", "--rootfs", "host", "--", "/bin/sh", "-c", script]).ok();
     assert_eq!(daemon.run(&["wait", "job"]).ok(), "job exited with 7\n");
@@ -73,7 +73,7 @@ fn the_end_of_a_process_is_told_and_passed_on() {
 
 #[test]
 fn a_program_inside_is_as_if_it_ran_here() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     daemon.run(&["run", "sh", "--rootfs", "host", "--", "/bin/sleep", "1000"]).ok();
     let said = daemon.run(&["exec", "sh", "--", "/bin/sh", "-c", "echo out; echo err >&2; exit 3"]);
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (3, "out\n", "err\n"));
@@ -101,7 +101,7 @@ fn a_program_inside_is_as_if_it_ran_here() {
 
 #[test]
 fn a_watch_tells_every_change_and_goes_on_where_it_was_told_to() {
-    let mut daemon = Daemon::begin();
+    let mut daemon = Daemon::start(&[]);
     daemon.run(&["run", "first"]).ok();
     let mut child =
         daemon.command(&["watch", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -126,8 +126,7 @@ fn a_watch_tells_every_change_and_goes_on_where_it_was_told_to() {
     again.kill().unwrap();
     again.wait().unwrap();
     daemon.run(&["-n", "other", "shutdown", "--all"]).ok();
-    daemon.signal(Signal::TERM);
-    assert_eq!(daemon.ended(), Some(0));
+    assert_eq!(daemon.terminate(), Some(0));
     let rest = told.rest();
     assert!(!rest.contains("\"event\""), "{rest}");
     let ended = child.wait_with_output().unwrap();
@@ -137,7 +136,7 @@ fn a_watch_tells_every_change_and_goes_on_where_it_was_told_to() {
 
 #[test]
 fn what_is_wrong_has_its_code_and_remedy() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     daemon.run(&["run", "web"]).ok();
     daemon.run(&["run", "web", "--", "/bin/true"]).fails(4, "another spec");
     daemon.run(&["run", "x", "--", "/bin/echo"]).fails(2, "--rootfs host");
@@ -152,22 +151,21 @@ fn what_is_wrong_has_its_code_and_remedy() {
     late.fails(5, "\"DeadlineExceeded\"");
     daemon.run(&["frobnicate"]).fails(2, "frobnicate");
     let nobody = program(&["--socket", "/nonexistent/s", "list"]).output().unwrap();
-    let nobody = crate::daemon::Said::from(nobody);
+    let nobody = crate::support::Said::from(nobody);
     nobody.fails(5, "no daemon answers at /nonexistent/s; start one with `sandkeeper serve`");
     assert_eq!(daemon.run(&["list", "-q"]).ok(), "web\n", "and nothing is left of what failed");
 }
 
 #[test]
 fn a_daemon_that_is_told_to_end_leaves_its_sandboxes_to_the_next() {
-    let mut daemon = Daemon::begin();
+    let mut daemon = Daemon::start(&[]);
     daemon.run(&["run", "web"]).ok();
     daemon.run(&["run", "still"]).ok();
     daemon.run(&["pause", "still"]).ok();
     let before = daemon.run(&["status", "web", "--json"]).json();
-    daemon.signal(Signal::TERM);
-    assert_eq!(daemon.ended(), Some(0));
+    assert_eq!(daemon.terminate(), Some(0));
     daemon.run(&["list"]).fails(5, "no daemon answers");
-    daemon.begin_again(&[]);
+    daemon.start_again();
     let after = daemon.run(&["status", "web", "--json"]).json();
     for same in ["pid", "life", "phase", "created_at", "started_at"] {
         assert_eq!(after[same], before[same], "{same}");
@@ -175,20 +173,22 @@ fn a_daemon_that_is_told_to_end_leaves_its_sandboxes_to_the_next() {
     assert_eq!(daemon.run(&["ping", "still"]).ok(), "still is paused\n");
     assert_eq!(daemon.run(&["version", "--json"]).json()["daemon"]["epoch"], 2);
     // And likewise when it is killed.
-    daemon.signal(Signal::KILL);
-    daemon.ended();
-    daemon.begin_again(&["--shutdown-sandboxes"]);
+    daemon.kill9();
+    daemon.start_again_with(&["--shutdown-sandboxes"]);
     assert_eq!(daemon.run(&["status", "web", "--json"]).json()["pid"], before["pid"]);
-    daemon.signal(Signal::TERM);
-    assert_eq!(daemon.ended(), Some(0));
-    daemon.begin_again(&[]);
+    assert_eq!(daemon.terminate(), Some(0));
+    daemon.start_again_with(&[]);
     assert_eq!(daemon.run(&["list", "--json"]).json(), serde_json::json!([]), "it was asked to end them");
 }
 
 /// Whoever reads the log of a daemon may die first.
 #[test]
 fn a_daemon_whose_log_nobody_reads_goes_on() {
-    let daemon = Daemon::begin_unheard();
+    let mut daemon = Daemon::start(&[]);
+    assert_eq!(daemon.terminate(), Some(0));
+    let (reader, writer) = std::io::pipe().unwrap();
+    daemon.start_again_with_log(writer.into());
+    drop(reader);
     for round in 0..3 {
         daemon.run(&["run", "web"]).ok();
         daemon.run(&["run", "no", "--", "/no/such"]).fails(2, "no such program");
@@ -198,10 +198,10 @@ fn a_daemon_whose_log_nobody_reads_goes_on() {
 
 #[test]
 fn a_second_daemon_on_a_directory_ends_at_once() {
-    let daemon = Daemon::begin();
+    let daemon = Daemon::start(&[]);
     let state_dir = daemon.state_dir.to_str().unwrap();
     let second = program(&["serve", "--state-dir", state_dir]).output().unwrap();
-    let second = crate::daemon::Said::from(second);
+    let second = crate::support::Said::from(second);
     let holder = format!("process {} has it open and holds {state_dir}/lock", daemon.pid());
     second.fails(5, &holder);
     // Another directory, but the same socket.
@@ -209,13 +209,13 @@ fn a_second_daemon_on_a_directory_ends_at_once() {
     let socket = daemon.socket();
     let (other, socket) = (other.to_str().unwrap(), socket.to_str().unwrap());
     let third = program(&["serve", "--state-dir", other, "--socket", socket]).output().unwrap();
-    crate::daemon::Said::from(third).fails(5, "another daemon listens there");
+    crate::support::Said::from(third).fails(5, "another daemon listens there");
     daemon.run(&["run", "web"]).ok();
 }
 
 #[test]
 fn a_daemon_that_stands_still_holds_nobody_up_for_longer_than_they_said() {
-    let daemon = Daemon::begin();
+    let mut daemon = Daemon::start(&[]);
     daemon.signal(Signal::STOP);
     for verb in [&["list"][..], &["ping", "x"], &["watch"], &["logs", "x"], &["exec", "x", "--", "/bin/true"]]
     {

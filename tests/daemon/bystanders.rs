@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
-use rustix::process::{Signal, WaitOptions, wait};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use sandkeeper::{ErrorKind, SandboxSpec};
 
-use crate::support::{Daemon, block_on, directory, has_ended, key, refused, run, send, size, sleeper, until};
+use crate::support::{Daemon, block_on, directory, has_ended, key, refused, run, size, sleeper, until};
 
 const INSIDE: &str = "SANDKEEPER_TEST_IN_PID_NAMESPACE";
 
@@ -132,7 +132,7 @@ fn whoever_gets_a_sandboxs_old_number_is_left_alone() {
     )
     .unwrap();
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         for round in 0..size(20, 1_000) {
             let mut client = daemon.client().await;
             let sandboxes = [
@@ -148,13 +148,15 @@ fn whoever_gets_a_sandboxs_old_number_is_left_alone() {
             all.sort_unstable();
             all.dedup();
             daemon.kill9();
-            let killed = all.iter().filter(|pid| **pid != daemon.pid());
-            killed.for_each(|pid| send(*pid, Signal::KILL));
+            for pid in all.iter().filter(|pid| **pid != daemon.pid()) {
+                // A main process goes along with its init. Numbers go up, so nobody else has it yet.
+                let _gone = kill_process(Pid::from_raw(*pid as i32).unwrap(), Signal::KILL);
+            }
             reap(&all);
             let mut bystanders: Vec<Bystander> =
                 all.iter().map(|pid| Bystander::born_as(*pid, place.path())).collect();
             let _deaf = (round % 10 == 0).then(|| listen_as_a_zygote(&daemon));
-            daemon.start_again().await;
+            daemon.start_again();
             let told = daemon.settled().await;
             assert_eq!(told.len(), 2, "round {round}: {told:?}");
             for status in &told {

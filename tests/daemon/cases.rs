@@ -19,7 +19,7 @@ fn pause() -> SandboxSpec {
 #[test]
 fn many_dead_sandboxes_hold_up_nobody_and_none_is_lost() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let (dead, healthy) = (size(200, 1_950), 50);
         let mut pids = Vec::new();
@@ -34,12 +34,12 @@ fn many_dead_sandboxes_hold_up_nobody_and_none_is_lost() {
         pids.iter().for_each(|pid| send(*pid, Signal::KILL));
         // In the middle of finding out about them, and again.
         for _ in 0..2 {
-            daemon.start_again().await;
+            daemon.start_again();
             let known = daemon.client().await.list(ListRequest::default()).await.unwrap();
             assert_eq!(known.len(), dead + healthy, "none is missing, from the first answer on");
             daemon.kill9();
         }
-        daemon.start_again().await;
+        daemon.start_again();
         let all = daemon.settled().await;
         assert_eq!(all.len(), dead + healthy);
         for status in &all[..dead] {
@@ -64,7 +64,7 @@ fn many_dead_sandboxes_hold_up_nobody_and_none_is_lost() {
 #[test]
 fn a_herd_of_starts_is_taken_in_turn() {
     block_on(async {
-        let daemon = Daemon::start(&["--concurrent-starts", "2"]).await;
+        let daemon = Daemon::start(&["--concurrent-starts", "2"]);
         let mut client = daemon.client().await;
         run(&mut client, "before", pause()).await;
         let mut herd = JoinSet::new();
@@ -105,7 +105,7 @@ fn a_herd_of_starts_is_taken_in_turn() {
 #[test]
 fn descriptors_do_not_grow_with_the_number_of_starts() {
     block_on(async {
-        let daemon = Daemon::start(&[]).await;
+        let daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let round = |number: usize| format!("round-{number}");
         for number in 0..20 {
@@ -127,14 +127,14 @@ fn descriptors_do_not_grow_with_the_number_of_starts() {
 #[test]
 fn unknown_options_outlive_their_daemon_byte_for_byte() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let value: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let options = prost_types::Any { type_url: "example.test/Unknown.v9".to_owned(), value };
         let spec = SandboxSpec { options, ..pause() };
         let mut client = daemon.client().await;
         let pid = run(&mut client, "opaque", spec.clone()).await;
         daemon.kill9();
-        daemon.start_again().await;
+        daemon.start_again();
         daemon.settled().await;
         let mut client = daemon.client().await;
         assert_eq!(client.start(&key("opaque"), Some(&spec)).await.unwrap().pid, pid);
@@ -149,10 +149,10 @@ fn unknown_options_outlive_their_daemon_byte_for_byte() {
 #[test]
 fn the_end_of_an_adopted_sandbox_is_heard() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let pid = run(&mut daemon.client().await, "adopted", pause()).await;
         daemon.kill9();
-        daemon.start_again().await;
+        daemon.start_again();
         daemon.settled().await;
         let mut client = daemon.client().await;
         let mut waiting = client.clone();

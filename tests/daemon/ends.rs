@@ -12,7 +12,7 @@ use crate::support::{Daemon, LONG, Plan, block_on, has_ended, key, phase, refuse
 #[test]
 fn open_waits_and_watches_end_with_the_daemon_and_hold_it_up_no_more_than_a_second_signal_needs() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         run(&mut client, "web", sleeper()).await;
         let mut waiting = client.clone();
@@ -22,7 +22,7 @@ fn open_waits_and_watches_end_with_the_daemon_and_hold_it_up_no_more_than_a_seco
         assert_eq!(daemon.terminate(), Some(0), "{}", daemon.log());
         assert_eq!(refused(wait.await.unwrap()).kind(), ErrorKind::Unavailable);
         assert!(!daemon.socket().exists());
-        daemon.start_again().await;
+        daemon.start_again();
         phase(&mut daemon.client().await, "web", "running").await;
     });
 }
@@ -30,7 +30,7 @@ fn open_waits_and_watches_end_with_the_daemon_and_hold_it_up_no_more_than_a_seco
 #[test]
 fn signals_that_are_no_request_to_end_do_not_end_it() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         for signal in [Signal::HUP, Signal::PIPE] {
             daemon.signal(signal);
         }
@@ -44,7 +44,7 @@ fn signals_that_are_no_request_to_end_do_not_end_it() {
 #[test]
 fn with_shutdown_sandboxes_it_ends_all_and_leaves_nothing() {
     block_on(async {
-        let mut daemon = Daemon::start(&["--shutdown-sandboxes", "--shutdown-grace", "100ms"]).await;
+        let mut daemon = Daemon::start(&["--shutdown-sandboxes", "--shutdown-grace", "100ms"]);
         let mut client = daemon.client().await;
         let mut pids = Vec::new();
         for id in ["a", "b", "c"] {
@@ -55,7 +55,7 @@ fn with_shutdown_sandboxes_it_ends_all_and_leaves_nothing() {
         assert_eq!(daemon.terminate(), Some(0));
         assert!(pids.into_iter().all(has_ended));
         assert!(!root.exists(), "{} is left", root.display());
-        daemon.start_again().await;
+        daemon.start_again();
         assert!(daemon.settled().await.is_empty());
     });
 }
@@ -70,7 +70,7 @@ fn the_service_manager_hears_when_it_is_up_and_when_it_ends() {
         let environment = vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())];
         // On a machine with cgroup v2 alone it would take this test along into the leaf.
         let options = vec!["--move-host-to-leaf".to_owned(), "false".to_owned()];
-        let mut daemon = Daemon::start_as(Plan { options, environment, descriptors: None }).await;
+        let mut daemon = Daemon::start_as(Plan { options, environment, descriptors: None });
         let heard = || {
             let mut text = vec![0; 4_096];
             let length = socket.recv(&mut text).expect("it is told");
@@ -86,16 +86,16 @@ fn the_service_manager_hears_when_it_is_up_and_when_it_ends() {
 #[test]
 fn a_log_that_nobody_reads_holds_up_nothing() {
     block_on(async {
-        let mut daemon = Daemon::start(&["--log-level", "trace"]).await;
+        let mut daemon = Daemon::start(&["--log-level", "trace"]);
         assert_eq!(daemon.terminate(), Some(0));
         // One whose reader is gone, and one that is full.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        daemon.start_again_with_log(Stdio::from(writer)).await;
+        daemon.start_again_with_log(Stdio::from(writer));
         run(&mut daemon.client().await, "gone", sleeper()).await;
         assert_eq!(daemon.terminate(), Some(0));
         let (reader, writer) = std::io::pipe().unwrap();
-        daemon.start_again_with_log(Stdio::from(writer)).await;
+        daemon.start_again_with_log(Stdio::from(writer));
         let mut client = daemon.client().await;
         phase(&mut client, "gone", "running").await;
         for number in 0..40 {

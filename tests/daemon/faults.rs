@@ -48,7 +48,7 @@ impl Damage {
 fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() {
     const COUNT: usize = 5;
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let mut pids = Vec::new();
         for number in 0..COUNT {
@@ -59,7 +59,7 @@ fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() 
         for damage in damages(length) {
             daemon.kill9();
             damage.apply(&daemon);
-            daemon.start_again().await;
+            daemon.start_again();
             let mut client = daemon.client().await;
             // Records are made anew in a task of the daemon's.
             let begun = std::time::Instant::now();
@@ -218,7 +218,7 @@ fn a_damaged_record_disturbs_no_sandbox() {
     }
     damages.push(("an empty file".to_owned(), Box::new(|daemon| fs::write(daemon.journal(), "").unwrap())));
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let mut running = BTreeMap::new();
         for number in 0..COUNT {
@@ -230,7 +230,7 @@ fn a_damaged_record_disturbs_no_sandbox() {
         for (what, damage) in damages {
             fs::write(daemon.journal(), &whole).unwrap();
             damage(&daemon);
-            daemon.start_again().await;
+            daemon.start_again();
             let all = daemon.settled().await;
             let orphans = daemon.client().await.orphans().await.unwrap();
             let found: BTreeMap<String, u32> = all

@@ -13,7 +13,7 @@ use crate::support::{Daemon, Plan, block_on, in_host, key, refused, run, size, s
 fn with_512_descriptors_starts_are_refused_cleanly_and_all_else_is_served() {
     block_on(async {
         let plan = Plan { descriptors: Some(512), ..Plan::default() };
-        let daemon = Daemon::start_as(plan).await;
+        let daemon = Daemon::start_as(plan);
         let mut client = daemon.client().await;
         let capacity = client.version().await.unwrap().capacity as usize;
         assert!((64..512).contains(&capacity), "{capacity}");
@@ -57,7 +57,7 @@ fn refused_by_the_kernel() -> SandboxSpec {
 #[test]
 fn starts_that_fail_leave_nothing() {
     block_on(async {
-        let daemon = Daemon::start(&["--stopped-records", "0"]).await;
+        let daemon = Daemon::start(&["--stopped-records", "0"]);
         let mut client = daemon.client().await;
         let failing = [
             in_host(&["/nonexistent/program"]),

@@ -2,6 +2,8 @@
 
 mod bystanders;
 mod cases;
+#[path = "../support/daemon.rs"]
+mod daemon;
 mod ends;
 mod faults;
 mod limits;

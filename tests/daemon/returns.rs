@@ -28,7 +28,7 @@ fn facts(sandboxes: &[SandboxStatus]) -> Vec<impl PartialEq + std::fmt::Debug + 
 #[test]
 fn sandboxes_go_on_undisturbed_whichever_way_the_daemon_ends() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         for number in 0..20 {
             run(&mut client, &format!("s{number}"), sleeper()).await;
@@ -36,10 +36,10 @@ fn sandboxes_go_on_undisturbed_whichever_way_the_daemon_ends() {
         let before = facts(&daemon.settled().await);
         assert_eq!(before.len(), 20);
         daemon.kill9();
-        daemon.start_again().await;
+        daemon.start_again();
         assert_eq!(facts(&daemon.settled().await), before);
         assert_eq!(daemon.terminate(), Some(0));
-        daemon.start_again().await;
+        daemon.start_again();
         assert_eq!(facts(&daemon.settled().await), before);
         assert_eq!(daemon.groups().len(), 20);
         // They are as much its own as they were the first's.
@@ -55,7 +55,7 @@ fn sandboxes_go_on_undisturbed_whichever_way_the_daemon_ends() {
 #[test]
 fn exits_while_no_daemon_runs_are_told_with_their_statuses() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let trap = in_host(&["/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.01; done"]);
         let seven = run(&mut client, "seven", trap).await;
@@ -66,7 +66,7 @@ fn exits_while_no_daemon_runs_are_told_with_their_statuses() {
         send(seven, Signal::TERM);
         send(killed, Signal::KILL);
         until("both have ended", || (has_ended(seven) && has_ended(killed)).then_some(()));
-        daemon.start_again().await;
+        daemon.start_again();
         let mut client = daemon.client().await;
         for (id, status, reason) in [("seven", 7, "exited"), ("killed", 137, "signalled")] {
             let exit = client.wait(&key(id)).await.unwrap();
@@ -83,12 +83,12 @@ fn exits_while_no_daemon_runs_are_told_with_their_statuses() {
 #[test]
 fn what_was_paused_stays_paused() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let pid = run(&mut client, "web", sleeper()).await;
         client.pause(&key("web")).await.unwrap();
         daemon.kill9();
-        daemon.start_again().await;
+        daemon.start_again();
         daemon.settled().await;
         let mut client = daemon.client().await;
         let status = client.status(&key("web")).await.unwrap();
@@ -103,7 +103,7 @@ fn what_was_paused_stays_paused() {
 #[test]
 fn a_stop_under_way_goes_on_to_its_end() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut client = daemon.client().await;
         let deaf = in_host(&["/bin/sh", "-c", "trap 'trap \"\" TERM' TERM; while :; do sleep 0.01; done"]);
         let pid = run(&mut client, "deaf", deaf).await;
@@ -115,7 +115,7 @@ fn a_stop_under_way_goes_on_to_its_end() {
         minds_sigterm(pid, "SigIgn:");
         daemon.kill9();
         assert!(stop.await.unwrap().is_err(), "nobody is there to answer");
-        daemon.start_again().await;
+        daemon.start_again();
         let mut client = daemon.client().await;
         let exit = client.wait(&key("deaf")).await.unwrap();
         assert_eq!((exit.status, exit.reason.as_str()), (137, "signalled"), "{exit:?}");
@@ -128,7 +128,7 @@ fn a_stop_under_way_goes_on_to_its_end() {
 #[test]
 fn a_second_daemon_is_refused_and_one_after_a_kill_is_not() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let second = program().args(["serve", "--state-dir"]).arg(&daemon.state_dir).output().unwrap();
         let said = String::from_utf8_lossy(&second.stderr).into_owned();
         assert_eq!(second.status.code(), Some(5), "{said}");
@@ -137,7 +137,7 @@ fn a_second_daemon_is_refused_and_one_after_a_kill_is_not() {
         }
         run(&mut daemon.client().await, "web", sleeper()).await;
         daemon.kill9();
-        daemon.start_again().await;
+        daemon.start_again();
         assert_eq!(daemon.settled().await.len(), 1);
     });
 }

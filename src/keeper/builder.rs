@@ -33,7 +33,6 @@ pub struct KeeperBuilder {
 
 impl Default for KeeperBuilder {
     fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             runtimes: BTreeMap::new(),
             default_runtime: None,
@@ -45,7 +44,7 @@ impl Default for KeeperBuilder {
                 sandboxes: 4_000_000,
                 stopped: 4_096,
                 in_flight: 65_536,
-                starts: 4 * cores,
+                starts: Self::default_starts(),
                 recoveries: 64,
             },
             deadlines: OperationDeadlines::default(),
@@ -57,6 +56,11 @@ impl Default for KeeperBuilder {
 }
 
 impl KeeperBuilder {
+    /// How many starts run at a time if nothing else is said: who makes room for what they need must know.
+    pub(crate) fn default_starts() -> usize {
+        4 * std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
     /// Adds a backend under the name that specs call it by. The first is the default.
     pub fn runtime(mut self, name: impl Into<String>, runtime: Arc<dyn Runtime>) -> Self {
         let name = name.into();

@@ -21,7 +21,7 @@ use sd_notify::NotifyState;
 
 use crate::error::{Error, ErrorKind};
 use crate::journal::Journal;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, KeeperBuilder};
 use crate::runtime::linux::LinuxConfig;
 use crate::runtime::unix_nanos;
 use crate::surface::cli::{Failure, Serve, print, print_json};
@@ -191,8 +191,7 @@ async fn shut_down(keeper: &Keeper, grace: Option<Duration>) {
 }
 
 fn starts(config: &Config) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    config.concurrent_starts.unwrap_or(4 * cores)
+    config.concurrent_starts.unwrap_or_else(KeeperBuilder::default_starts)
 }
 
 fn room(config: &Config) -> Room {

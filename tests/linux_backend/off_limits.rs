@@ -70,6 +70,12 @@ fn a_mount_that_shows_the_state_directory_is_refused() {
                 }
             }
         }
+        // The group that may pass through to a socket there.
+        std::os::unix::fs::chown(&state, None, Some(70_000)).unwrap();
+        let instance = bed.instance("x", showing(&state, Users::Mapped { host_start: 69_000, count: 2_000 }));
+        bed.runtime.create(&instance).await.unwrap();
+        assert_eq!(bed.runtime.start(&instance).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+        bed.delete(&instance).await;
         // Their users are nobody there. And below a directory of another name there is nothing of ours.
         let harmless = [(state.as_path(), Users::Allocated), (Path::new("/var/lib"), Users::Host)];
         for (source, users) in harmless {

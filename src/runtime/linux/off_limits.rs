@@ -1,8 +1,9 @@
-//! What is shown to no sandbox that has the user of this program: the state directory. Whoever reaches the zygotes' sockets, or
+//! What is shown to no sandbox that has its owner among its users: the state directory. Whoever reaches the zygotes' sockets, or
 //! the daemon's in the same place, has every sandbox of the machine.
 //!
-//! The modes there keep out all but this program's user. Where a sandbox's users are the host's own, or a range with that user in
-//! it, a mount or a root that shows the directory is refused; the host's root is shown with an empty directory in its place.
+//! The modes there keep out all but its user, and the group if one was given. Where a sandbox's users are the host's own, or a range
+//! with one of the two in it, a mount or a root that shows the directory is refused; the host's root is shown with an empty directory
+//! in its place.
 
 use std::ffi::OsString;
 use std::os::fd::AsRawFd;
@@ -31,13 +32,17 @@ type Identity = (u64, u64);
 impl OffLimits {
     /// Nothing where the sandbox does not have the directory's owner, or there is none.
     pub(super) fn of(spec: &SandboxSpec, state: Option<&Path>) -> Option<Self> {
-        let owner = rustix::process::geteuid().as_raw();
+        let state = state?;
         let has_owner = match spec.isolation.users {
             Users::Allocated => false,
-            Users::Mapped { host_start, count } => owner.checked_sub(host_start).is_some_and(|at| at < count),
+            Users::Mapped { host_start, count } => {
+                let has = |id: u32| id.checked_sub(host_start).is_some_and(|at| at < count);
+                // If that cannot be told, it may be any.
+                rustix::fs::stat(state).map_or(true, |stat| has(stat.st_uid) || has(stat.st_gid))
+            }
             Users::Host => true,
         };
-        state.filter(|_| has_owner).map(|state| Self { state: state.to_owned() })
+        has_owner.then(|| Self { state: state.to_owned() })
     }
 
     /// The life as it is to be planned: with an empty directory over what the host's root would show. Blocks.
@@ -78,16 +83,16 @@ impl OffLimits {
     pub(super) fn check(&self, spec: &SandboxSpec, plan: &Plan) -> Result<(), Error> {
         let root = match &spec.root {
             RootFs::Minimal => None,
-            RootFs::Directory { path, .. } => Some(("the root", path.as_path())),
-            RootFs::HostReadOnly => Some(("the host's root", Path::new("/"))),
+            RootFs::Directory { path, .. } => Some(Some(("the root", path.as_path()))),
+            RootFs::HostReadOnly => Some(None),
         };
-        let mounts = spec.mounts.iter().map(|mount| ("the source of a mount", mount.source.as_path()));
+        let cover = self.state.join(state_dir::EMPTY);
+        let mounts = spec.mounts.iter().map(|mount| mount.source.as_path());
+        let mounts = mounts.map(|path| (path != cover).then_some(("the source of a mount", path)));
         let own = self.own().map_err(|error| kernel_error("start", self.named(), error.into()))?;
-        for ((what, path), tree) in root.into_iter().chain(mounts).zip(plan.trees()) {
-            // Covered, and what covers it.
-            if what == "the host's root" || path == self.state.join(state_dir::EMPTY) {
-                continue;
-            }
+        for (named, tree) in root.into_iter().chain(mounts).zip(plan.trees()) {
+            // What is covered, and what covers it.
+            let Some((what, path)) = named else { continue };
             let shown = shown(path)
                 .map_err(|error| kernel_error("start", format!("{what}, {path:?}"), error.into()))?;
             // A link on the way may have been turned between the two looks: what counts is what was opened.

@@ -1,6 +1,6 @@
 //! The registry actor: the one writer of the index. It routes every call, and never waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ struct Registry;
 struct Routing {
     services: Arc<Services>,
     index: Arc<Index>,
-    /// Sandboxes that stopped, the oldest first.
-    stopped: VecDeque<(Weak<Cell>, Life)>,
+    /// Sandboxes that stopped, by when; each at most once, in whatever order and however often they are told of.
+    stopped: BTreeMap<(i64, Life), Weak<Cell>>,
     /// Sandboxes whose actors rest, and since when they are known to; each at most once.
     resting: VecDeque<(Instant, Weak<Cell>)>,
     _successor: Succession,
@@ -77,7 +77,7 @@ fn spawn(services: Arc<Services>, index: Arc<Index>) -> Result<ActorRef<Upward>,
     let routing = Routing {
         services,
         index,
-        stopped: VecDeque::new(),
+        stopped: BTreeMap::new(),
         resting: VecDeque::new(),
         _successor: successor,
     };
@@ -307,16 +307,18 @@ impl Routing {
 
     /// Keeps the record of a stopped sandbox, and lets go of the oldest where there are too many.
     fn keep_stopped(&mut self, cell: &Arc<Cell>, life: Life) {
-        let still_stopped = |(cell, life): &(Weak<Cell>, Life)| {
+        let still_stopped = |(_, life): &(i64, Life), cell: &mut Weak<Cell>| {
             let pulse = cell.upgrade().map(|cell| cell.pulse());
             pulse.is_some_and(|pulse| pulse.phase() == Phase::Stopped && pulse.life() == *life)
         };
-        self.stopped.push_back((Arc::downgrade(cell), life));
+        // If it is of another life, this one has been started again or is gone.
+        let Some((_, exit)) = cell.snapshot().1.exit.filter(|(of, _)| *of == life) else { return };
+        self.stopped.insert((exit.at_unix_nanos, life), Arc::downgrade(cell));
         if self.stopped.len() > self.services.bounds.stopped {
             self.stopped.retain(still_stopped);
         }
         while self.stopped.len() > self.services.bounds.stopped {
-            let Some((cell, life)) = self.stopped.pop_front() else { return };
+            let Some(((_, life), cell)) = self.stopped.pop_first() else { return };
             if let Some(cell) = cell.upgrade() {
                 tracing::info!(sandbox = %cell.key, "the oldest stopped record is dropped");
                 cell.shut_down(0, Some(OnlyIf::Stopped(life)));

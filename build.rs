@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// What the init is made from.
-const SOURCES: [&str; 3] =
-    ["src/runtime/linux/init", "src/runtime/linux/protocol.rs", "src/runtime/linux/log_format.rs"];
+const SOURCES: [&str; 4] = [
+    "src/runtime/linux/init",
+    "src/runtime/linux/protocol.rs",
+    "src/runtime/linux/flag.rs",
+    "src/runtime/linux/log_format.rs",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

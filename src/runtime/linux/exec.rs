@@ -32,10 +32,11 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::channel::{Process, Unasked};
 use super::exit::{parse_zombie, reason_of_status};
 use super::failure::{self, Attempt};
+use super::plan::IdMap;
 use super::protocol::{Kind, Report, Step, flag};
 use super::readiness::Ending;
 use super::sandbox::{Leader, Sandbox};
-use super::{Inner, freeze, group, kernel_error, plan, start, sys, zygote};
+use super::{Inner, freeze, group, kernel_error, plan, sys, zygote};
 use crate::error::{Error, ErrorKind};
 use crate::model::ExitReason;
 use crate::runtime::{Exec, ExecRequest, Instance};
@@ -59,6 +60,7 @@ pub(super) async fn exec(
 ) -> Result<Exec, Error> {
     inner.check_open()?;
     check(&instance.spec, &request.process)?;
+    inner.machine.rights.check_process(&request.process)?;
     let (_wanted, unwanted) = oneshot::channel::<Infallible>();
     let (inner, instance, request) = (Arc::clone(inner), Arc::clone(instance), request.clone());
     // A task of its own: a program that has begun to run when it is given up is known by then, with all it has started. If
@@ -79,10 +81,18 @@ async fn begin(
     let leader = sandbox.running().filter(|leader| !leader.has_ended()).ok_or_else(not_running)?;
     sandbox.check_not_ending(TRIED)?;
     let group = open_group(inner, &sandbox).await?;
-    let (ours, theirs) = Pipes::make(&sandbox, request).map_err(refused)?;
-    let zygote = inner.zygotes()?.pick().ok_or_else(lost)?;
+    let (ours, theirs) = Pipes::make(inner.id_map(&sandbox), request).map_err(refused)?;
+    let zygote = zygote_for(inner, &leader)?;
     let born = {
-        let mut asking = pin!(ask(&zygote, &sandbox, &leader, request, &group, theirs, &ours.report));
+        let mut asking = pin!(ask(
+            &zygote,
+            (&sandbox, inner.id_map(&sandbox)),
+            &leader,
+            request,
+            &group,
+            theirs,
+            &ours.report
+        ));
         tokio::select! {
             born = &mut asking => born,
             () = sandbox.until_ending() => return Err(sandbox.is_ending(TRIED)),
@@ -125,6 +135,19 @@ fn check(spec: &SandboxSpec, process: &ProcessSpec) -> Result<(), Error> {
 
 fn not_running() -> Error {
     Error::new(ErrorKind::FailedPrecondition, TRIED, "it does not run, or not any more")
+}
+
+/// Who can make a child that enters the sandbox: any zygote; without root, only the one in whose user namespace it is.
+fn zygote_for(inner: &Inner, leader: &Leader) -> Result<Arc<Process>, Error> {
+    let zygotes = inner.zygotes()?;
+    if inner.one_user().is_none() {
+        return zygotes.pick().ok_or_else(lost);
+    }
+    let own = leader.zygote.and_then(|id| zygotes.find(id)).filter(|process| process.is_alive());
+    own.ok_or_else(|| {
+        let found = "its zygote has ended, and without root no other may enter its namespaces";
+        Error::new(ErrorKind::FailedPrecondition, TRIED, found).remedy("stop it, and start it again")
+    })
 }
 
 fn lost() -> Error {
@@ -174,13 +197,14 @@ struct TheirEnds {
 }
 
 impl Pipes {
-    fn make(sandbox: &Sandbox, request: &ExecRequest) -> io::Result<(Self, TheirEnds)> {
+    fn make(ids: Option<IdMap>, request: &ExecRequest) -> io::Result<(Self, TheirEnds)> {
         let new = || Ok::<_, io::Error>(pipe_with(PipeFlags::CLOEXEC)?);
         let user = &request.process.user;
-        let start = start::id_map(sandbox).map_or(0, |ids| ids.host_start);
+        let start = ids.map_or(0, |ids| ids.host_start);
+        let is_own = ids.is_some_and(|ids| ids.one_user);
         let owner = (Uid::from_raw(start + user.uid), Gid::from_raw(start + user.gid));
         // Whoever runs there may open them again, through /dev/stdout.
-        let own = |fd: &OwnedFd| fchown(fd, Some(owner.0), Some(owner.1));
+        let own = |fd: &OwnedFd| if is_own { Ok(()) } else { fchown(fd, Some(owner.0), Some(owner.1)) };
         let (report, their_report) = new()?;
         let (their_leash, leash) = new()?;
         let mut this = Self {
@@ -219,7 +243,7 @@ impl TheirEnds {
 /// Has a zygote make the middle child, and waits until the program has been executed. Says its number.
 async fn ask(
     zygote: &Arc<Process>,
-    sandbox: &Sandbox,
+    (sandbox, ids): (&Sandbox, Option<IdMap>),
     leader: &Leader,
     request: &ExecRequest,
     group: &OwnedFd,
@@ -227,9 +251,8 @@ async fn ask(
     report: &pipe::Receiver,
 ) -> Result<(super::channel::Newborn, u32), Error> {
     let instance = &sandbox.instance;
-    let users = start::id_map(sandbox).is_some();
     let flags = theirs.flags | if request.detached { flag::DETACHED } else { 0 };
-    let body = plan::exec_body(&instance.spec, &request.process, users, flags)?;
+    let body = plan::exec_body(&instance.spec, &request.process, ids, flags)?;
     let mut fds: Vec<BorrowedFd<'_>> =
         vec![group.as_fd(), theirs.report.as_fd(), leader.pidfd.as_fd(), theirs.leash.as_fd()];
     fds.extend(theirs.stdio.iter().map(AsFd::as_fd));

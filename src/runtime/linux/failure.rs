@@ -4,6 +4,7 @@ use std::io;
 
 use super::plan::Plan;
 use super::protocol::{Report, Step};
+use super::rights;
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 
@@ -126,7 +127,7 @@ fn remedy(step: Step, errno: u32) -> Option<&'static str> {
 }
 
 /// The error for a zygote that could not set itself up.
-pub(super) fn launch_failed(report: Report) -> Error {
+pub(super) fn launch_failed(report: Report, one_user: bool) -> Error {
     let Some(step) = Step::from_u32(report.step) else {
         return Error::new(
             ErrorKind::Internal,
@@ -140,6 +141,8 @@ pub(super) fn launch_failed(report: Report) -> Error {
         (Step::Understand, _) => {
             "it is of another version than this program; build both from the same source"
         }
+        (Step::JoinLeaf, EPERM | EACCES) if one_user => rights::DELEGATE,
+        (_, EPERM | EACCES | ENOSPC) if one_user => namespaces_closed(),
         (_, EPERM | EACCES) => {
             "run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN, outside of a container that forbids it"
         }
@@ -151,12 +154,26 @@ pub(super) fn launch_failed(report: Report) -> Error {
     error.caused_by(io::Error::from_raw_os_error(report.errno as i32)).remedy(remedy)
 }
 
+/// What opens user namespaces to an ordinary user where the kernel has refused one, or what it is good for.
+fn namespaces_closed() -> &'static str {
+    if rights::is_restricted_by_apparmor() {
+        "AppArmor restricts user namespaces here: as root, give this program a profile with `userns,`, or sysctl \
+         kernel.apparmor_restrict_unprivileged_userns=0"
+    } else {
+        "user namespaces must be open to this user (user.max_user_namespaces, kernel.unprivileged_userns_clone), and neither \
+         a container nor a chroot may keep it from mounting; or run as root"
+    }
+}
+
 /// What a step does, as a noun.
 fn words(step: Step) -> &'static str {
     match step {
         Step::Ready | Step::Executing | Step::Built | Step::Executed => "nothing",
         Step::Understand => "the message",
         Step::Retired => "a new child of an old zygote",
+        Step::OwnUsers => "a user namespace",
+        Step::OpenSource => "opening the root or the source of a mount",
+        Step::Loopback => "bringing up the loopback device",
         Step::Listen => "the socket for later hosts",
         Step::JoinLeaf => "moving into the zygotes' cgroup",
         Step::Session | Step::NewSession => "a new session",

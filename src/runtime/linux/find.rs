@@ -20,7 +20,7 @@ use super::past::Past;
 use super::protocol::{Child, SETUP_NAME, ZYGOTE_NAME};
 use super::sandbox::{Leader, Sandbox, Stage, State};
 use super::zygote::ZygoteId;
-use super::{Inner, freeze, group, kernel_error, start, sys};
+use super::{Inner, freeze, group, kernel_error, sys};
 use crate::error::{Error, ErrorKind};
 use crate::id::SandboxKey;
 use crate::model::{Exit, ExitReason, Life};
@@ -106,7 +106,7 @@ impl Inner {
             Stage::Ended(exit, _) => Reality::Ended(exit),
             Stage::Running(leader) => {
                 let tree = Arc::clone(&self.tree);
-                let started = start::started(&sandbox, &leader);
+                let started = self.started(&sandbox, &leader);
                 let frozen = match frozen {
                     Some(frozen) => frozen,
                     None => self.workers.run(move || freeze::is_frozen(&tree, &sandbox)).await?,

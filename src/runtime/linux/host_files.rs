@@ -6,12 +6,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
+use crate::spec::{RootFs, SandboxSpec};
 
 /// How a tree of the host appears inside a sandbox. Never with devices.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +55,37 @@ pub(super) fn open_tree(what: &str, path: &Path, attributes: Attributes) -> Resu
         )
     };
     if result == 0 { Ok(tree) } else { Err(refuse(io::Error::last_os_error())) }
+}
+
+/// Looks whether there is anything at `path` that this process's user may reach.
+pub(super) fn check_source(what: &str, path: &Path) -> Result<(), Error> {
+    let opened = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    opened.map(drop).map_err(|errno| refused(what, path, errno.into()))
+}
+
+/// Refuses to show a sandbox `own_dirs`, or anything in them: as the same user, it could speak to this program or its zygotes there,
+/// and have them do whatever they can.
+pub(super) fn check_apart(spec: &SandboxSpec, own_dirs: &[PathBuf]) -> Result<(), Error> {
+    for (what, path, _) in sources(spec) {
+        let real = path.canonicalize().map_err(|error| refused(what, path, error))?;
+        if let Some(own) = own_dirs.iter().find(|own| own.starts_with(&real) || real.starts_with(own)) {
+            let found = format!("{what}, {path:?} on the host, would show {} to the sandbox", own.display());
+            return Err(Error::new(ErrorKind::FailedPrecondition, "start", found)
+                .remedy("show it a smaller directory, or keep the state directory elsewhere"));
+        }
+    }
+    Ok(())
+}
+
+/// What of the host a spec shows: the root's directory, if there is one, and a source per mount; and whether it is writable.
+pub(super) fn sources(spec: &SandboxSpec) -> impl Iterator<Item = (&'static str, &Path, bool)> {
+    let root = match &spec.root {
+        RootFs::Minimal => None,
+        RootFs::Directory { path, writable } => Some(("the root", &**path, *writable)),
+        RootFs::HostReadOnly => Some(("the root", Path::new("/"), false)),
+    };
+    let mounts = spec.mounts.iter();
+    root.into_iter().chain(mounts.map(|mount| ("the source of a mount", &*mount.source, mount.writable)))
 }
 
 /// Opens a file for a process's standard input, or its output.
@@ -109,6 +141,31 @@ mod tests {
         let mut read = [0; 4];
         std::fs::File::from(input).read_exact(&mut read).unwrap();
         assert_eq!(&read, b"late");
+    }
+
+    /// Goal: no sandbox of the same user gets at the sockets in the state directory. Method: what holds it, what it holds, a link to
+    /// it, and a neighbour.
+    #[test]
+    fn a_state_directory_is_not_shown() {
+        let scratch = Scratch::new();
+        let at = |name: &str| scratch.0.join(name);
+        for dir in ["state/zygotes", "state-of-others"] {
+            std::fs::create_dir_all(at(dir)).unwrap();
+        }
+        std::os::unix::fs::symlink(at("state"), at("link")).unwrap();
+        let own = [at("state").canonicalize().unwrap()];
+        let shown = |source: PathBuf| {
+            let mount = crate::spec::Mount { source, target: "/mnt".into(), writable: false };
+            check_apart(&SandboxSpec { mounts: vec![mount], ..SandboxSpec::default() }, &own)
+        };
+        for source in ["", "state", "state/zygotes", "link", "link/zygotes", "state-of-others/../state"] {
+            let error = shown(at(source)).expect_err(source);
+            assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+            assert!(error.to_string().contains("would show"), "{error}");
+        }
+        shown(at("state-of-others")).unwrap();
+        let root = RootFs::Directory { path: "/".into(), writable: false };
+        assert!(check_apart(&SandboxSpec { root, ..SandboxSpec::default() }, &own).is_err());
     }
 
     #[test]

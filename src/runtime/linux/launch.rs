@@ -83,16 +83,18 @@ pub(super) struct Launching {
     pidfd: OwnedFd,
     socket: OwnedFd,
     doorbell: Option<Doorbell>,
+    one_user: bool,
 }
 
 impl Launching {
     /// Starts one. The host is not forked: without hooks the standard library shares memory with the child
     /// until it has executed, so that the cost does not follow the size of the host.
     ///
-    /// With `sockets` it gets a socket of its own there, and stays when its host is gone.
+    /// With `one_user` it makes itself a user namespace first. With `sockets` it gets a socket of its own there, and stays when its host is gone.
     pub(super) fn start(
         init: &OwnedFd,
         groups: &Groups,
+        one_user: bool,
         sockets: Option<&Arc<Sockets>>,
     ) -> Result<Self, Error> {
         let refuse = |error: io::Error| {
@@ -106,6 +108,7 @@ impl Launching {
         make_room(&socket).map_err(|errno| refuse(errno.into()))?;
         let child = Command::new(format!("/proc/self/fd/{}", init.as_raw_fd()))
             .arg0("sandkeeper-zygote")
+            .args(one_user.then_some("of-one-user"))
             .env_clear()
             .stdin(Stdio::from(its_end))
             .stdout(Stdio::null())
@@ -133,13 +136,13 @@ impl Launching {
         message::send(socket.as_fd(), Kind::SetUp, 0, [&body, &[]], &fds)
             .map_err(|errno| refuse(errno.into()))?;
         drop(fds);
-        Ok(Self { child, pid, pidfd, socket, doorbell: home.map(|(_, doorbell)| doorbell) })
+        Ok(Self { child, pid, pidfd, socket, doorbell: home.map(|(_, doorbell)| doorbell), one_user })
     }
 
     /// Waits until it is ready, for some milliseconds. Blocks.
     pub(super) fn finish(self, id: ZygoteId) -> Result<Arc<Process>, Error> {
         let ready = self.wait_ready();
-        let Self { mut child, pid, pidfd, socket, doorbell } = self;
+        let Self { mut child, pid, pidfd, socket, doorbell, .. } = self;
         if let (Err(_), Some(doorbell)) = (&ready, &doorbell) {
             doorbell.remove();
         }
@@ -156,10 +159,10 @@ impl Launching {
         }
         match message::receive(self.socket.as_fd()) {
             Ok(Some(Incoming { header, .. })) if header.version != VERSION => {
-                Err(failure::launch_failed(Report { step: Step::Understand as u32, errno: 0 }))
+                Err(failure::launch_failed(Report { step: Step::Understand as u32, errno: 0 }, self.one_user))
             }
             Ok(Some(Incoming { answer, .. })) if answer.report.step == Step::Ready as u32 => Ok(()),
-            Ok(Some(Incoming { answer, .. })) => Err(failure::launch_failed(answer.report)),
+            Ok(Some(Incoming { answer, .. })) => Err(failure::launch_failed(answer.report, self.one_user)),
             Ok(None) | Err(_) => Err(silent("it ended before it was ready")),
         }
     }

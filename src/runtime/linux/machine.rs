@@ -2,20 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::rights::{self, OneUser, Rights};
+use super::tree::HOST;
 use crate::error::{Error, ErrorKind};
 
 /// The oldest kernel with all that is needed: `cgroup.kill` came with it.
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
-
-/// What cannot be done without: number and name of each capability.
-const NEEDED_CAPABILITIES: [(u32, &str); 6] = [
-    (5, "CAP_KILL"),
-    (6, "CAP_SETGID"),
-    (7, "CAP_SETUID"),
-    (12, "CAP_NET_ADMIN"),
-    (18, "CAP_SYS_CHROOT"),
-    (21, "CAP_SYS_ADMIN"),
-];
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,10 +16,12 @@ pub(super) struct Machine {
     pub(super) kernel: String,
     /// Where the cgroup v2 file system is mounted.
     pub(super) mount: PathBuf,
-    /// The directory of the cgroup that this process is in.
-    pub(super) own_group: PathBuf,
+    /// The group that ours are made in: the one that this process is in, or the one above if it stands in a leaf of that.
+    pub(super) base: PathBuf,
     /// Whether v1 hierarchies are mounted besides, which then hold the controllers.
     pub(super) hybrid: bool,
+    /// With whose rights sandboxes are made.
+    pub(super) rights: Rights,
 }
 
 fn refuse(kind: ErrorKind, found: impl Into<String>) -> Error {
@@ -42,11 +36,18 @@ impl Machine {
     pub(super) fn detect() -> Result<Self, Error> {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         check_kernel(&kernel)?;
-        check_rights(&read("/proc/self/status")?)?;
+        let rights = Rights::of(&read("/proc/self/status")?)?;
+        if rights != Rights::All {
+            rights::check_user_namespaces(|path| std::fs::read_to_string(path).ok())?;
+        }
         let mounts = read("/proc/self/mountinfo")?;
-        let (mount, own_group) = find_group(&mounts, &read("/proc/self/cgroup")?)?;
+        let (mount, own) = find_group(&mounts, &read("/proc/self/cgroup")?)?;
+        let base = match &rights {
+            Rights::All => base_of(&own).to_owned(),
+            Rights::OneUser(user) => delegated_base(user, &mount, &own, rights::is_delegated)?,
+        };
         let hybrid = mounts.lines().any(|line| line.contains(" - cgroup "));
-        Ok(Self { kernel, mount, own_group, hybrid })
+        Ok(Self { kernel, mount, base, hybrid, rights })
     }
 }
 
@@ -58,6 +59,26 @@ impl super::LinuxRuntime {
     pub fn check_machine() -> Result<(), Error> {
         Machine::detect().map(drop)
     }
+}
+
+/// Our own group, or the one that the host was moved down from.
+fn base_of(own: &Path) -> &Path {
+    let moved_down = own.file_name().is_some_and(|name| name == HOST);
+    if moved_down { own.parent().unwrap_or(own) } else { own }
+}
+
+/// The group that was given to this user: our own, or the one above it. Only within one that is its own may a user move
+/// processes about.
+fn delegated_base(
+    user: &OneUser,
+    mount: &Path,
+    own: &Path,
+    is_delegated: impl Fn(&Path) -> bool,
+) -> Result<PathBuf, Error> {
+    let base = base_of(own);
+    let above = own.parent().filter(|above| above.starts_with(mount));
+    let found = [Some(base), above].into_iter().flatten().find(|group| is_delegated(group));
+    found.map(Path::to_owned).ok_or_else(|| user.without_group(own))
 }
 
 fn read(path: &str) -> Result<String, Error> {
@@ -83,23 +104,6 @@ fn check_kernel(release: &str) -> Result<(), Error> {
         ErrorKind::FailedPrecondition,
         format!("this is Linux {release}, and {major}.{minor} or later is needed"),
     ))
-}
-
-fn check_rights(status: &str) -> Result<(), Error> {
-    let held = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
-        .unwrap_or(0);
-    let missing: Vec<&str> = NEEDED_CAPABILITIES
-        .iter()
-        .filter(|(number, _)| held & (1 << number) == 0)
-        .map(|(_, name)| *name)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(refuse(ErrorKind::PermissionDenied, format!("this process lacks {}", missing.join(", ")))
-        .remedy("run it as root, or give it these capabilities"))
 }
 
 /// The mount point of cgroup v2 and the directory of our own group below it.
@@ -179,6 +183,27 @@ mod tests {
     }
 
     #[test]
+    fn without_root_the_base_is_the_group_that_was_given() {
+        let user = OneUser { uid: 1000, groups: Vec::new() };
+        let (mount, own) = (Path::new("/c"), Path::new("/c/given/leaf"));
+        let base = |own: &Path, given: &[&str]| {
+            delegated_base(&user, mount, own, |group| given.iter().any(|path| group == Path::new(path)))
+        };
+        assert_eq!(base(own, &["/c/given", "/c/given/leaf"]).unwrap(), own);
+        assert_eq!(base(own, &["/c/given"]).unwrap(), Path::new("/c/given"));
+        let moved = Path::new("/c/given/sandkeeper-host");
+        assert_eq!(base(moved, &["/c/given", "/c/given/sandkeeper-host"]).unwrap(), Path::new("/c/given"));
+        // Nothing above the mount is a cgroup.
+        assert!(base(mount, &["/"]).is_err());
+        let error = base(own, &["/c"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        let error = error.to_string();
+        for part in ["/c/given/leaf", "user 1000", "chown", "cgroup.procs", "Delegate=yes"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_is_named_with_its_remedy() {
         let error = find_group("", "0::/\n").unwrap_err().to_string();
         assert!(error.contains("mount -t cgroup2"), "{error}");
@@ -187,9 +212,5 @@ mod tests {
         for release in ["5.14.0", "6.1.0-56-cloud-amd64", "5.15+", "nightly"] {
             assert!(check_kernel(release).is_ok(), "{release}");
         }
-        let error = check_rights("CapEff:\t0000000000000000\n").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
-        assert!(error.to_string().contains("CAP_SYS_ADMIN"), "{error}");
-        assert!(check_rights("CapEff:\t000001ffffffffff\n").is_ok());
     }
 }

@@ -19,7 +19,7 @@
 //! backend on that directory finds them (`greet`, `find`).
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -79,6 +79,7 @@ mod protocol;
 mod readiness;
 #[cfg(test)]
 mod rig;
+mod rights;
 mod sandbox;
 mod seccomp;
 mod start;
@@ -117,7 +118,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Runs sandboxes as processes in namespaces of their own, directly on this kernel.
 ///
-/// Needs root or the capabilities it names, cgroup v2 mounted (beside v1 or alone), and Linux 5.14 or later.
+/// Needs cgroup v2 mounted (beside v1 or alone) and Linux 5.14 or later; and root's capabilities, or else user namespaces and a
+/// cgroup delegated to the user it runs as. What sandboxes lack then is told among the findings of its
+/// [capabilities](Runtime::capabilities), and specs that ask for it are refused.
 pub struct LinuxRuntime {
     inner: Arc<Inner>,
 }
@@ -155,7 +158,7 @@ impl LinuxRuntime {
     /// seconds, in which it blocks.
     ///
     /// # Errors
-    /// - [`ErrorKind::PermissionDenied`]: a capability is missing; it is named.
+    /// - [`ErrorKind::PermissionDenied`]: a capability is missing, or without root a cgroup; which, is said.
     /// - [`ErrorKind::FailedPrecondition`]: the machine lacks something, or another backend has this name; what, and what
     ///   to do about it, is said.
     /// - [`ErrorKind::InvalidArgument`]: the configuration makes no sense.
@@ -180,12 +183,16 @@ impl LinuxRuntime {
         let greeted = state.as_ref().map_or_else(Greeted::default, |state| greet::greet(&state.sockets));
         let workers = Workers::start(cores + 2).map_err(failed)?;
         let openers = Workers::on_demand(OPENERS);
-        let networks = Arc::new(Networks::start(config.ready_networks).map_err(failed)?);
+        // Whoever has no right to make one of the host's makes it with the sandbox.
+        let one_user = machine.rights.one_user().is_some();
+        let ready_networks = if one_user { 0 } else { config.ready_networks };
+        let networks = Arc::new(Networks::start(ready_networks).map_err(failed)?);
         let [group, leaf, parent] = tree.share().map_err(failed)?;
         let groups = Groups { root: group, leaf, parent };
         let count = if config.zygotes == 0 { cores } else { config.zygotes };
         let sockets = state.as_ref().map(|state| Arc::clone(&state.sockets));
-        let (zygotes, children) = Zygotes::take_over(count, groups, sockets, greeted.zygotes, version)?;
+        let (zygotes, children) =
+            Zygotes::take_over(count, groups, one_user, sockets, greeted.zygotes, version)?;
         let past = state.is_some().then(|| {
             Past::new(&tree, Arc::clone(&ids), Arc::clone(&zygotes), children, config.adopt_by).map(Arc::new)
         });
@@ -310,6 +317,19 @@ impl Inner {
         self.zygotes.lock().clone().ok_or_else(closed)
     }
 
+    /// Refuses what could not be put in force here.
+    fn check_spec(&self, spec: &SandboxSpec) -> Result<(), Error> {
+        self.machine.rights.check(spec)?;
+        self.check_log(spec)?;
+        self.tree.controllers.check(&spec.limits)
+    }
+
+    /// The directories through which this program and its zygotes are spoken to.
+    fn own_dirs(&self) -> Vec<PathBuf> {
+        let state = self.state.as_ref().map(|state| state.path.clone());
+        state.into_iter().chain(self.config.log_dir.clone()).collect()
+    }
+
     /// Refuses once it is closed.
     fn check_open(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
@@ -362,8 +382,7 @@ impl Runtime for LinuxRuntime {
     }
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), Error> {
-        self.inner.check_log(spec)?;
-        self.inner.tree.controllers.check(&spec.limits)
+        self.inner.check_spec(spec)
     }
 
     async fn create(&self, instance: &Arc<Instance>) -> Result<(), Error> {

@@ -25,6 +25,20 @@ pub(super) struct IdMap {
     pub(super) host_start: u32,
     /// How many there are.
     pub(super) count: u32,
+    /// Whether it is this program's own user, and the only one that its zygotes have.
+    pub(super) one_user: bool,
+}
+
+impl IdMap {
+    /// All that an ordinary user can give: itself.
+    pub(super) fn of_one_user(uid: u32) -> Self {
+        Self { host_start: uid, count: 1, one_user: true }
+    }
+
+    /// The first ID as zygotes number it, to which their own user is 0.
+    fn start_in_zygotes(&self) -> u32 {
+        if self.one_user { 0 } else { self.host_start }
+    }
 }
 
 /// Which network namespace a sandbox is in.
@@ -50,7 +64,7 @@ pub(super) struct Plan {
     /// The body of a Build, if the root is not just the template's.
     pub(super) build: Option<Vec<u8>>,
     pub(super) takes_network: bool,
-    /// The root's tree, if there is one, and a tree per mount.
+    /// The root's tree, if there is one, and a tree per mount; none where a builder opens them by itself.
     pub(super) trees: Vec<OwnedFd>,
     pub(super) stdio: Vec<OwnedFd>,
 }
@@ -74,10 +88,14 @@ impl Plan {
         network: PlanNetwork,
     ) -> Result<Self, Error> {
         check_targets(spec)?;
-        let trees = open_trees(spec)?;
+        let opened_there = ids.is_some_and(|ids| ids.one_user);
+        let trees = if opened_there { Vec::new() } else { open_trees(spec)? };
+        if opened_there {
+            check_sources(spec)?;
+        }
         let (stdio_flags, stdio) = open_stdio(spec.process.as_ref())?;
         let mut flags = stdio_flags | flags_of(spec, ids, network);
-        let built = !trees.is_empty();
+        let built = spec.root != RootFs::Minimal || !spec.mounts.is_empty();
         if built {
             flags |= flag::BUILT;
         }
@@ -137,6 +155,7 @@ fn flags_of(spec: &SandboxSpec, ids: Option<IdMap>, network: PlanNetwork) -> u32
     let set = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
     network
         | set(ids.is_some(), flag::USERS)
+        | set(ids.is_some_and(|ids| ids.one_user), flag::ONE_USER)
         | set(spec.process.is_some(), flag::PROCESS)
         | set(spec.root != RootFs::Minimal, flag::ROOT_GIVEN)
         | set(writable_tmp, flag::TMP)
@@ -155,7 +174,7 @@ pub(super) fn keeps_log(spec: &SandboxSpec) -> bool {
 pub(super) fn exec_body(
     spec: &SandboxSpec,
     process: &ProcessSpec,
-    users: bool,
+    ids: Option<IdMap>,
     stdio_flags: u32,
 ) -> Result<Vec<u8>, Error> {
     let like = SandboxSpec {
@@ -167,7 +186,8 @@ pub(super) fn exec_body(
     let set = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
     let flags = flag::PROCESS
         | stdio_flags
-        | set(users, flag::USERS)
+        | set(ids.is_some(), flag::USERS)
+        | set(ids.is_some_and(|ids| ids.one_user), flag::ONE_USER)
         | set(spec.isolation.allow_new_privileges, flag::NEW_PRIVILEGES);
     let filter = filter_of(&like);
     Body { spec: &like, flags, ids: None, filter: &filter, hostname: "" }.spawn()
@@ -214,6 +234,11 @@ fn open_trees(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Error> {
     Ok(trees)
 }
 
+/// Looks whether a builder will be able to open them, since it could not say which it was.
+fn check_sources(spec: &SandboxSpec) -> Result<(), Error> {
+    host_files::sources(spec).try_for_each(|(what, path, _)| host_files::check_source(what, path))
+}
+
 fn open_stdio(process: Option<&ProcessSpec>) -> Result<(u32, Vec<OwnedFd>), Error> {
     let Some(process) = process else { return Ok((0, Vec::new())) };
     let mut flags = 0;
@@ -250,7 +275,7 @@ impl Body<'_> {
             kept_capabilities: self.spec.isolation.kept_capabilities,
             tmpfs_kilobytes: TMPFS_KILOBYTES,
             flags: self.flags,
-            host_start: self.ids.map_or(0, |ids| ids.host_start),
+            host_start: self.ids.map_or(0, |ids| ids.start_in_zygotes()),
             id_count: self.ids.map_or(0, |ids| ids.count),
             uid: process.map_or(0, |process| process.user.uid),
             gid: process.map_or(0, |process| process.user.gid),
@@ -260,6 +285,8 @@ impl Body<'_> {
             args: process.map_or(0, |process| count(process.args.len())),
             variables: process.map_or(0, |process| count(process.env.len())),
             mounts: 0,
+            sources: 0,
+            padding: 0,
         }
     }
 
@@ -291,13 +318,22 @@ impl Body<'_> {
         let mut writer = Writer(Vec::with_capacity(256));
         let mounts = u32::try_from(self.spec.mounts.len()).unwrap_or(u32::MAX);
         let nothing = Fixed { groups: 0, rlimits: 0, instructions: 0, args: 0, variables: 0, ..self.fixed() };
-        writer.value(&Fixed { mounts, ..nothing });
+        let opened_there = self.ids.is_some_and(|ids| ids.one_user);
+        let sources: Vec<_> = host_files::sources(self.spec).filter(|_| opened_there).collect();
+        let count = u32::try_from(sources.len()).unwrap_or(u32::MAX);
+        writer.value(&Fixed { mounts, sources: count, ..nothing });
         // No host name, no working directory, no search path.
         for _ in 0..3 {
             writer.text(b"");
         }
         for mount in &self.spec.mounts {
             writer.text(mount.target.as_os_str().as_encoded_bytes());
+        }
+        let setuid = if self.spec.isolation.allow_new_privileges { flag::source::SETUID } else { 0 };
+        for (_, path, writable) in sources {
+            let writable = if writable { flag::source::WRITABLE } else { 0 };
+            writer.0.push(flag::source::IS_ONE | setuid | writable);
+            writer.text(path.as_os_str().as_encoded_bytes());
         }
         writer.finish()
     }
@@ -336,7 +372,13 @@ pub(super) fn isolation_in_force(spec: &SandboxSpec, ids: Option<&IdMap>) -> Arc
     let mut items: Vec<String> =
         ["mount", "pid", "ipc", "uts", "cgroup"].map(|kind| format!("{kind}-namespace")).into();
     match ids {
-        Some(ids) => items.push(format!("user-namespace:{}+{}", ids.host_start, ids.count)),
+        Some(ids) => {
+            items.push(format!("user-namespace:{}+{}", ids.host_start, ids.count));
+            if ids.one_user {
+                // All sandboxes share it.
+                items.push("users:one".to_owned());
+            }
+        }
         None => items.push("users:host".to_owned()),
     }
     items.push(match &spec.network {

@@ -149,7 +149,7 @@ fn exec_of(spec: &SandboxSpec) -> Vec<u8> {
         rlimits: vec![Rlimit { resource: Resource::Core, soft: 1, hard: 2 }],
         ..ProcessSpec::default()
     };
-    exec_body(spec, &process, true, flag::STDOUT).unwrap_or_else(|error| panic!("{error}"))
+    exec_body(spec, &process, Some(IDS), flag::STDOUT).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Goal: a program gets its own user, and the sandbox's isolation: for a pause leader the filter of programs, not that of the
@@ -171,10 +171,43 @@ fn a_program_for_a_sandbox_decodes_to_its_own_words_and_the_sandboxs_isolation()
     assert_eq!(Decoded::new(&exec_of(&spec)).unwrap().filter.count(), 0);
 }
 
+/// Goal: to zygotes of an ordinary user their own user is 0, and what is shown of the host goes along by name. Method: the plan
+/// of a directory and a mount for such a user, beside root's.
+#[test]
+fn one_user_is_0_to_its_zygotes_and_its_builders_open_what_is_shown() {
+    let ids = IdMap::of_one_user(1000);
+    let mount = crate::spec::Mount { source: "/usr".into(), target: "/opt".into(), writable: true };
+    let spec = SandboxSpec {
+        root: RootFs::Directory { path: "/srv".into(), writable: false },
+        mounts: vec![mount],
+        ..SandboxSpec::default()
+    };
+    let plan = planned(spec.clone(), Some(ids), PlanNetwork::Fresh);
+    assert!(plan.trees.is_empty());
+    for body in [&plan.spawn, plan.build.as_ref().unwrap()] {
+        let decoded = Decoded::new(body).unwrap();
+        assert_eq!((decoded.fixed.host_start, decoded.fixed.id_count), (0, 1));
+        assert!(decoded.has(flag::ONE_USER) && decoded.has(flag::BUILT) && decoded.has(flag::ROOT_GIVEN));
+    }
+    let decoded = Decoded::new(plan.build.as_ref().unwrap()).unwrap();
+    let expected = [(flag::source::IS_ONE, "/srv"), (flag::source::IS_ONE | flag::source::WRITABLE, "/usr")];
+    let sources: Vec<_> = decoded.sources.map(|bytes| (bytes[0], text(&bytes[1..]))).collect();
+    assert_eq!(sources, expected);
+    let isolation = isolation_in_force(&spec, Some(&ids));
+    assert!(isolation.contains(&"user-namespace:1000+1".to_owned()), "{isolation:?}");
+    assert!(isolation.contains(&"users:one".to_owned()), "{isolation:?}");
+
+    let roots = planned(spec, Some(IDS), PlanNetwork::Fresh);
+    assert_eq!(roots.trees.len(), 2);
+    let decoded = Decoded::new(roots.build.as_ref().unwrap()).unwrap();
+    assert!(!decoded.has(flag::ONE_USER));
+    assert_eq!(decoded.sources.count(), 0);
+}
+
 /// Walks through everything that the init would.
 fn walk(body: &[u8]) {
     let Some(decoded) = Decoded::new(body) else { return };
-    let texts = decoded.args.chain(decoded.variables).chain(decoded.mounts);
+    let texts = decoded.args.chain(decoded.variables).chain(decoded.mounts).chain(decoded.sources);
     for text in texts.chain([decoded.hostname, decoded.cwd, decoded.search]) {
         assert_eq!(text.last(), Some(&0));
     }

@@ -6,7 +6,8 @@
 //! ```text
 //! host → zygote   SetUp   Stay, if it is to stay fds: /proc, root cgroup, leaf cgroup, a cgroup to end in,
 //!                                                     [the socket that hosts come to, the directory it is in]
-//!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount
+//!                 Build   Fixed + its lists      fds: cgroup, report pipe, [network], [root tree], a tree per mount;
+//!                                                     no tree where the zygote is one user's: it opens the sources itself
 //!                 Spawn   Child, Fixed + lists   fds: cgroup, report pipe, [network], [builder], [stdin, stdout, stderr], [2 log slots]
 //!                 Exec    Fixed + its lists      fds: cgroup, report pipe, leader's pidfd, leash pipe, [stdin, stdout, stderr]
 //!                 Reap    pid: u32 …
@@ -28,7 +29,7 @@
 use core::mem::size_of;
 
 /// The version of everything in this file but the base protocol. Changed with it.
-pub(crate) const VERSION: u32 = 0x534b_0003;
+pub(crate) const VERSION: u32 = 0x534b_0004;
 
 /// The most bytes in one message. Arguments and environment (128 KiB), the filter, and mount targets must
 /// fit.
@@ -183,13 +184,13 @@ steps! {
     /// It stays for the sake of its children, and makes no others.
     Retired,
     // The zygote's own set-up.
-    Listen, JoinLeaf, Session, OwnNetwork, OwnMounts, Template, Devices, DeadProc, Pivot,
+    OwnUsers, Listen, JoinLeaf, Session, OwnNetwork, OwnMounts, Template, Devices, DeadProc, Pivot,
     // A request.
     Pipe, JoinNetwork, JoinMounts, Clone, Users,
     // A builder.
-    BuilderNetwork, AttachRoot, BindDev, BindProc, MountSys, MountTmp, MountShm, MountPts, FindTarget, AttachMount, MaskSys,
+    OpenSource, BuilderNetwork, AttachRoot, BindDev, BindProc, MountSys, MountTmp, MountShm, MountPts, FindTarget, AttachMount, MaskSys,
     // A leader.
-    Descriptors, Release, CgroupNamespace, BecomeRoot, HostName, MountProc, MaskProc, ReadOnlyProc,
+    Descriptors, Release, CgroupNamespace, BecomeRoot, Loopback, HostName, MountProc, MaskProc, ReadOnlyProc,
     Keyring,
     BoundingSet, NewPrivileges, Seccomp, Fork, InitCapabilities,
     // A main process.
@@ -199,42 +200,11 @@ steps! {
     Executed,
 }
 
-/// Bits of [`Fixed::flags`].
-pub(crate) mod flag {
-    /// A user namespace, with the IDs of the plan.
-    pub(crate) const USERS: u32 = 1;
-    /// A descriptor of the network namespace to be in comes along.
-    pub(crate) const NET_GIVEN: u32 = 1 << 1;
-    /// A new network namespace.
-    pub(crate) const NET_FRESH: u32 = 1 << 2;
-    /// The network namespace of the host.
-    pub(crate) const NET_HOST: u32 = 1 << 3;
-    /// A root tree comes along; without it, the root is the template's.
-    pub(crate) const ROOT_GIVEN: u32 = 1 << 4;
-    /// A pidfd of the builder comes along, whose mounts (and new network namespace) are to be used.
-    pub(crate) const BUILT: u32 = 1 << 5;
-    /// There is a process to execute.
-    pub(crate) const PROCESS: u32 = 1 << 6;
-    /// The process is PID 1 itself.
-    pub(crate) const NO_INIT: u32 = 1 << 7;
-    /// The process may gain privileges by executing a program.
-    pub(crate) const NEW_PRIVILEGES: u32 = 1 << 8;
-    /// Mask what is dangerous in /proc and /sys, and make other parts read-only.
-    pub(crate) const MASK: u32 = 1 << 9;
-    /// A descriptor for standard input comes along; output and error likewise.
-    pub(crate) const STDIN: u32 = 1 << 10;
-    pub(crate) const STDOUT: u32 = 1 << 11;
-    pub(crate) const STDERR: u32 = 1 << 12;
-    /// A temporary file system at /tmp.
-    pub(crate) const TMP: u32 = 1 << 13;
-    /// Two files for a log of what the process writes come along; see `log_format.rs`.
-    pub(crate) const LOG: u32 = 1 << 16;
-    /// The program goes on when whoever asked for it is gone.
-    pub(crate) const DETACHED: u32 = 1 << 17;
-}
+#[path = "flag.rs"]
+pub(crate) mod flag;
 
 /// The part of a plan that has always the same size. Its lists follow in the order of their counts here: host
-/// name, working directory, groups, rlimits, filter, arguments, variables, search path, mount targets.
+/// name, working directory, groups, rlimits, filter, arguments, variables, search path, mount targets, sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub(crate) struct Fixed {
@@ -252,6 +222,9 @@ pub(crate) struct Fixed {
     pub(crate) mounts: u32,
     /// The most that each temporary file system may hold.
     pub(crate) tmpfs_kilobytes: u32,
+    /// What a builder opens by itself: the root, if it is given, and a source for each mount.
+    pub(crate) sources: u32,
+    pub(crate) padding: u32,
 }
 
 /// One resource limit in a plan.
@@ -297,7 +270,7 @@ const _NO_PADDING: () = {
     assert!(size_of::<Answer>() == 16);
     assert!(size_of::<Child>() == 24);
     assert!(size_of::<Welcome>() == 16 && size_of::<Listing>() == 8 && size_of::<Stay>() == 8);
-    assert!(size_of::<Fixed>() == 8 + 12 * 4);
+    assert!(size_of::<Fixed>() == 8 + 14 * 4);
     assert!(size_of::<PlanRlimit>() == 24);
     assert!(size_of::<Instruction>() == 8);
 };
@@ -420,6 +393,8 @@ pub(crate) struct Decoded<'a> {
     /// Where to look for a program that is named without a `/`, parted by `:`.
     pub(crate) search: &'a [u8],
     pub(crate) mounts: Texts<'a>,
+    /// See [`flag::source`].
+    pub(crate) sources: Texts<'a>,
 }
 
 impl<'a> Decoded<'a> {
@@ -441,6 +416,7 @@ impl<'a> Decoded<'a> {
             variables: reader.texts(fixed.variables)?,
             search: reader.text()?,
             mounts: reader.texts(fixed.mounts)?,
+            sources: reader.texts(fixed.sources)?,
         };
         reader.is_empty().then_some(decoded)
     }

@@ -21,7 +21,7 @@ use crate::runtime::{Instance, Observer};
 use crate::spec::{ProcessSpec, RootFs, SandboxSpec};
 
 /// What tests map sandboxes' users to.
-pub(super) const IDS: IdMap = IdMap { host_start: 1_000_000, count: 65_536 };
+pub(super) const IDS: IdMap = IdMap { host_start: 1_000_000, count: 65_536, one_user: false };
 
 pub(super) struct Rig {
     // Dropped in this order: the zygotes remove the root.

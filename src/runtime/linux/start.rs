@@ -7,10 +7,11 @@ use super::ids::BLOCK;
 use super::off_limits::OffLimits;
 use super::plan::{IdMap, Plan, PlanNetwork, isolation_in_force};
 use super::protocol::Child;
+use super::rights::OneUser;
 use super::sandbox::{Busy, Leader, Sandbox, Stage};
 use super::tree::Claim;
 use super::zygote::Files;
-use super::{Inner, group, kernel_error, log, mark, netns};
+use super::{Inner, group, host_files, kernel_error, log, mark, netns};
 use crate::error::{Error, ErrorKind};
 use crate::runtime::{Instance, Started};
 use crate::spec::{Network, RootFs, SandboxSpec, Stdio, Users};
@@ -22,8 +23,7 @@ impl Inner {
     /// Claims a life's group, with its limits, and its IDs.
     pub(super) async fn create(&self, instance: &Arc<Instance>) -> Result<(), Error> {
         self.check_open()?;
-        self.tree.controllers.check(&instance.spec.limits)?;
-        self.check_log(&instance.spec)?;
+        self.check_spec(&instance.spec)?;
         let sandbox = self.lives.enter(instance);
         let busy = sandbox.acquire().await;
         sandbox.check_not_ending("create")?;
@@ -31,7 +31,8 @@ impl Inner {
         if !matches!(state.stage, Stage::New) {
             return Ok(());
         }
-        if instance.spec.isolation.users == Users::Allocated && state.ids.is_none() {
+        let allocated = instance.spec.isolation.users == Users::Allocated && self.one_user().is_none();
+        if allocated && state.ids.is_none() {
             let ids = self.ids.take()?;
             sandbox.change(|state| state.ids = Some(ids));
         }
@@ -89,7 +90,7 @@ impl Inner {
         match sandbox.state().stage {
             Stage::New => return Err(not_created()),
             Stage::Prepared => {}
-            Stage::Running(leader) => return Ok(started(sandbox, &leader)),
+            Stage::Running(leader) => return Ok(self.started(sandbox, &leader)),
             Stage::Ended(exit, _) => {
                 return Err(Error::new(ErrorKind::FailedPrecondition, "start", format!("it has {exit}")));
             }
@@ -140,7 +141,7 @@ impl Inner {
             zygotes.reap(zygote, pid);
             return Err(kernel_error("start", "the watch for its end", error));
         }
-        Ok(started(sandbox, &leader))
+        Ok(self.started(sandbox, &leader))
     }
 
     /// Opens everything that the spawn needs.
@@ -150,6 +151,8 @@ impl Inner {
         let (networks, logs) = (Arc::clone(&self.networks), self.logs.clone());
         let stays = self.past.is_some();
         let state = self.state.as_ref().map(|state| state.path.clone());
+        let ids = self.id_map(&sandbox);
+        let own_dirs = self.own_dirs();
         let open = move || {
             let instance = &sandbox.instance;
             let number = sandbox.state().group;
@@ -157,7 +160,13 @@ impl Inner {
             let group = group
                 .map_err(|error| kernel_error("start", "its cgroup", error))?
                 .ok_or_else(group_is_gone)?;
+            let is_one_user = ids.is_some_and(|ids| ids.one_user);
+            if is_one_user {
+                host_files::check_apart(&instance.spec, &own_dirs)?;
+            }
             let (given, network) = match &instance.spec.network {
+                // The host could give none. Made with the sandbox, it belongs to it.
+                Network::New if is_one_user => (PlanNetwork::Fresh, None),
                 Network::New => (PlanNetwork::Given, Some(Arc::new(networks.take()?))),
                 Network::Join(path) => (PlanNetwork::Given, Some(Arc::new(netns::open(path)?))),
                 // Without the filter that keeps sockets from being made, sandboxes that share a namespace could meet in it.
@@ -166,10 +175,10 @@ impl Inner {
                 Network::None => (PlanNetwork::Host, None),
             };
             let mut plan = match OffLimits::of(&instance.spec, state.as_deref()) {
-                None => Plan::new(instance, id_map(&sandbox), given)?,
+                None => Plan::new(instance, ids, given)?,
                 Some(off_limits) => {
                     let covered = off_limits.cover(instance)?;
-                    let plan = Plan::new(&covered, id_map(&sandbox), given)?;
+                    let plan = Plan::new(&covered, ids, given)?;
                     off_limits.check(&covered.spec, &plan)?;
                     plan
                 }
@@ -209,17 +218,30 @@ fn names_paths(spec: &SandboxSpec) -> bool {
         || stdio.is_some_and(|stdio| *stdio != Stdio::default())
 }
 
-/// The IDs of a life; nothing for the host's own.
-pub(super) fn id_map(sandbox: &Sandbox) -> Option<IdMap> {
-    match sandbox.instance.spec.isolation.users {
-        Users::Allocated => sandbox.state().ids.map(|host_start| IdMap { host_start, count: BLOCK }),
-        Users::Mapped { host_start, count } => Some(IdMap { host_start, count }),
-        Users::Host => None,
+impl Inner {
+    /// The ordinary user that this program is, if it is one.
+    pub(super) fn one_user(&self) -> Option<&OneUser> {
+        self.machine.rights.one_user()
     }
-}
 
-/// What is said of a life that runs.
-pub(super) fn started(sandbox: &Sandbox, leader: &Leader) -> Started {
-    let isolation = isolation_in_force(&sandbox.instance.spec, id_map(sandbox).as_ref());
-    Started { pid: leader.pid, endpoint: None, isolation }
+    /// The IDs of a life; nothing for the host's own.
+    pub(super) fn id_map(&self, sandbox: &Sandbox) -> Option<IdMap> {
+        if let Some(user) = self.one_user() {
+            return Some(IdMap::of_one_user(user.uid));
+        }
+        match sandbox.instance.spec.isolation.users {
+            Users::Allocated => {
+                let ids = sandbox.state().ids;
+                ids.map(|host_start| IdMap { host_start, count: BLOCK, one_user: false })
+            }
+            Users::Mapped { host_start, count } => Some(IdMap { host_start, count, one_user: false }),
+            Users::Host => None,
+        }
+    }
+
+    /// What is said of a life that runs.
+    pub(super) fn started(&self, sandbox: &Sandbox, leader: &Leader) -> Started {
+        let isolation = isolation_in_force(&sandbox.instance.spec, self.id_map(sandbox).as_ref());
+        Started { pid: leader.pid, endpoint: None, isolation }
+    }
 }

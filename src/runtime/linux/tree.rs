@@ -1,7 +1,7 @@
 //! The backend's own part of the cgroup tree: a root, one leaf for the zygotes, and one group for each sandbox.
 //!
 //! ```text
-//! <our own cgroup>/
+//! <our own cgroup>/                 without root: the one that was delegated
 //! ├── sandkeeper-host               where we moved the host, if it asked for that
 //! └── sandkeeper-<digest>           the root: marked, and locked while its backend or one of its zygotes is up;
 //!     │                             with a state directory, while its backend is
@@ -76,7 +76,7 @@ pub(super) enum Claim {
 impl Tree {
     /// Makes the root and the leaf. Takes a moment where the remains of an earlier backend of this name must go first.
     pub(super) fn make(machine: &Machine, config: &LinuxConfig) -> Result<Self, Error> {
-        let (base, parent) = open_base(&own_base(machine))?;
+        let (base, parent) = open_base(&machine.base)?;
         let name = root_name(&identity_of(config));
         let path = base.join(&name);
         let root = claim_root(&parent, &name, &path)?;
@@ -106,7 +106,7 @@ impl Tree {
                 && path.is_dir()
         });
         let base = noted.and_then(|path| path.parent().map(Path::to_owned));
-        let (base, parent) = open_base(&base.unwrap_or_else(|| own_base(machine)))?;
+        let (base, parent) = open_base(base.as_deref().unwrap_or(&machine.base))?;
         let path = base.join(&name);
         let lock = claim_root(&parent, &name, &path)?;
         let opened = || -> io::Result<(OwnedFd, OwnedFd)> {
@@ -280,13 +280,6 @@ impl Tree {
             })
             .collect()
     }
-}
-
-/// The group that the root is made in: our own, or the one we have moved the host down from.
-fn own_base(machine: &Machine) -> PathBuf {
-    let own = machine.own_group.as_path();
-    let moved_down = own.file_name().is_some_and(|name| name == HOST);
-    if moved_down { own.parent().unwrap_or(own) } else { own }.to_owned()
 }
 
 fn open_base(base: &Path) -> Result<(PathBuf, OwnedFd), Error> {

@@ -50,6 +50,10 @@ impl Inner {
         let layout = if self.machine.hybrid { "v2 beside v1" } else { "v2 alone" };
         let mut findings = vec![
             ("kernel".to_owned(), self.machine.kernel.clone()),
+            (
+                "rights".to_owned(),
+                self.one_user().map_or_else(|| "root's".to_owned(), |user| format!("user {}'s", user.uid)),
+            ),
             ("cgroups".to_owned(), format!("{layout}, at {}", self.machine.mount.display())),
             ("cgroup root".to_owned(), self.tree.path.display().to_string()),
             ("limits".to_owned(), if limits.is_empty() { "none".to_owned() } else { limits.join(", ") }),
@@ -65,7 +69,13 @@ impl Inner {
         if !self.left_alone.is_empty() {
             findings.push(("zygotes left alone".to_owned(), self.left_alone.join(", ")));
         }
-        findings.push(("user IDs".to_owned(), format!("{} blocks of {} from {}", ids.1, ids::BLOCK, ids.0)));
+        match self.one_user() {
+            Some(user) => findings.extend(user.losses()),
+            None => {
+                let blocks = format!("{} blocks of {} from {}", ids.1, ids::BLOCK, ids.0);
+                findings.push(("user IDs".to_owned(), blocks));
+            }
+        }
         findings
     }
 }

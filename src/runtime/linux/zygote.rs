@@ -93,6 +93,8 @@ pub(super) struct Zygotes {
     old: RwLock<Vec<Arc<Process>>>,
     init: OwnedFd,
     groups: Groups,
+    /// Whether they are to have the rights of an ordinary user, in a user namespace of their own.
+    one_user: bool,
     /// Where they stay, if they do.
     sockets: Option<Arc<Sockets>>,
     next_slot: AtomicUsize,
@@ -104,7 +106,7 @@ impl Zygotes {
     /// Starts zygotes that end with this program.
     #[cfg(test)]
     pub(super) fn launch(count: usize, groups: Groups) -> Result<Arc<Self>, Error> {
-        Ok(Self::take_over(count, groups, None, Vec::new(), super::protocol::VERSION)?.0)
+        Ok(Self::take_over(count, groups, false, None, Vec::new(), super::protocol::VERSION)?.0)
     }
 
     /// Takes over those that an earlier host has left, starts what is missing of `count`, and waits until they are ready, some ten
@@ -120,6 +122,7 @@ impl Zygotes {
     pub(super) fn take_over(
         count: usize,
         groups: Groups,
+        one_user: bool,
         sockets: Option<Arc<Sockets>>,
         left: Vec<Greeting>,
         version: u32,
@@ -128,7 +131,7 @@ impl Zygotes {
         let serves = |greeting: &Greeting| greeting.version == version && !greeting.retired;
         let ours = left.iter().filter(|greeting| serves(greeting)).count();
         let launching: Vec<_> = (ours..count.max(1))
-            .map(|_| Launching::start(&init, &groups, sockets.as_ref()))
+            .map(|_| Launching::start(&init, &groups, one_user, sockets.as_ref()))
             .collect::<Result<_, _>>()?;
         let (mut slots, mut old, mut children) = (Vec::new(), Vec::new(), Vec::new());
         let mut ids = (0..).map(ZygoteId);
@@ -151,6 +154,7 @@ impl Zygotes {
             old: RwLock::new(old),
             init,
             groups,
+            one_user,
             sockets,
             next_slot: AtomicUsize::new(0),
             next_id: AtomicU64::new(ids.next().map_or(u64::MAX, |id| id.0)),
@@ -217,7 +221,8 @@ impl Zygotes {
         self.find(zygote).is_some_and(|process| !process.has_ended())
     }
 
-    fn find(&self, zygote: ZygoteId) -> Option<Arc<Process>> {
+    /// One of them, also if it has ended.
+    pub(super) fn find(&self, zygote: ZygoteId) -> Option<Arc<Process>> {
         let mut slots = self.slots.iter().map(|slot| Arc::clone(&slot.read()));
         let found = slots.find(|process| process.id == zygote);
         found.or_else(|| self.old.read().iter().find(|process| process.id == zygote).cloned())
@@ -242,7 +247,8 @@ impl Zygotes {
     /// Puts another zygote into a slot. Blocks for some milliseconds.
     fn replace(&self, slot: usize) -> Result<Arc<Process>, Error> {
         let id = ZygoteId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let process = Launching::start(&self.init, &self.groups, self.sockets.as_ref())?.finish(id)?;
+        let (groups, sockets) = (&self.groups, self.sockets.as_ref());
+        let process = Launching::start(&self.init, groups, self.one_user, sockets)?.finish(id)?;
         *self.slots[slot].write() = Arc::clone(&process);
         Ok(process)
     }

@@ -10,8 +10,8 @@ use core::ffi::CStr;
 use crate::line::Line;
 use crate::protocol::{Decoded, Report, Step, bytes_of, flag};
 use crate::sys::{self, AT_FDCWD, Fd, ms, ns};
-use crate::zygote::Received;
-use crate::{At, Failure, report_of};
+use crate::zygote::{HOST_MOUNTS, PROC, Received};
+use crate::{At, Failure, loopback, report_of, template};
 
 /// What of /sys tells too much of the machine, or could change it.
 const MASKED_SYS: [&CStr; 3] = [c"/sys/firmware", c"/sys/devices/virtual/powercap", c"/sys/fs/bpf"];
@@ -35,10 +35,14 @@ pub(crate) fn run(plan: &Decoded<'_>, mut fds: Received) -> ! {
 fn build(plan: &Decoded<'_>, fds: &mut Received) -> Result<(), Failure> {
     // Until it is told to end, it would keep the host's end from being seen.
     sys::close(crate::zygote::CONTROL);
+    open_sources(plan, fds)?;
     if let Some(network) = fds.next_if(plan.has(flag::NET_GIVEN))? {
         sys::set_ns(network, ns::NET).at(Step::BuilderNetwork)?;
     } else if plan.has(flag::NET_FRESH) {
         sys::unshare(ns::NET).at(Step::BuilderNetwork)?;
+        if plan.has(flag::ONE_USER) {
+            loopback::bring_up().at(Step::BuilderNetwork)?;
+        }
     }
     if plan.has(flag::ROOT_GIVEN) {
         attach_root(fds.next()?)?;
@@ -61,6 +65,42 @@ fn build(plan: &Decoded<'_>, fds: &mut Received) -> Result<(), Failure> {
         sys::pivot_to_working_dir().at(Step::Pivot)?;
     }
     Ok(())
+}
+
+/// Opens the trees that the host could not: it has no right to, and one that belongs to its mount namespace could not be
+/// attached here.
+fn open_sources(plan: &Decoded<'_>, fds: &mut Received) -> Result<(), Failure> {
+    if plan.fixed.sources == 0 {
+        return Ok(());
+    }
+    let own = template::own_namespace(PROC, c"self/ns/mnt").at(Step::JoinMounts)?;
+    sys::set_ns(HOST_MOUNTS, ns::MOUNT).at(Step::JoinMounts)?;
+    for text in plan.sources {
+        fds.add(open_source(text).at(Step::OpenSource)?)?;
+    }
+    sys::set_ns(own, ns::MOUNT).at(Step::JoinMounts)?;
+    sys::close(own);
+    Ok(())
+}
+
+/// A detached copy of a tree of the host, as its first byte says. With all that is mounted below: the kernel lets nobody but
+/// the host's root look under those.
+fn open_source(text: &[u8]) -> Result<Fd, sys::Errno> {
+    const READ_ONLY: u64 = 1;
+    const NO_SETUID: u64 = 2;
+    const NO_DEVICES: u64 = 4;
+    let (first, path) = text.split_first().ok_or(sys::EINVAL)?;
+    let path = CStr::from_bytes_with_nul(path).map_err(|_| sys::EINVAL)?;
+    let mut attributes = NO_DEVICES;
+    if first & flag::source::WRITABLE == 0 {
+        attributes |= READ_ONLY;
+    }
+    if first & flag::source::SETUID == 0 {
+        attributes |= NO_SETUID;
+    }
+    let tree = sys::open_tree(path, true)?;
+    sys::set_attributes(tree, attributes)?;
+    Ok(tree)
 }
 
 /// Puts the root's tree in place and makes it the working directory.

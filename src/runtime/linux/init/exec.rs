@@ -78,7 +78,7 @@ fn enter(plan: &Decoded<'_>) -> Result<(), Failure> {
     sys::set_ns(LEADER, namespaces).at(Step::EnterSandbox)?;
     sys::close(LEADER);
     if plan.has(flag::USERS) {
-        leader::become_root().at(Step::BecomeRoot)?;
+        leader::become_root(plan).at(Step::BecomeRoot)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::main_process::{self, MainProcess};
 use crate::protocol::{Decoded, Report, SETUP_NAME, Step, bytes_of, exit_name, flag};
 use crate::sys::{self, Fd, ms, ns, pr};
 use crate::zygote::{NULL, Received};
-use crate::{At, Failure, report_of};
+use crate::{At, Failure, loopback, report_of};
 
 /// What of /proc tells too much of the machine.
 const MASKED_FILES: [&CStr; 7] = [
@@ -112,7 +112,10 @@ fn set_up(plan: &Decoded<'_>) -> Result<(), Failure> {
     // Not with the clone: the namespace's root would be the zygote's cgroup, not the sandbox's.
     sys::unshare(ns::CGROUP).at(Step::CgroupNamespace)?;
     if plan.has(flag::USERS) {
-        become_root().at(Step::BecomeRoot)?;
+        become_root(plan).at(Step::BecomeRoot)?;
+    }
+    if plan.has(flag::ONE_USER) && plan.has(flag::NET_FRESH) && !plan.has(flag::BUILT) {
+        loopback::bring_up().at(Step::Loopback)?;
     }
     let name = plan.hostname;
     // SAFETY: the name is in the plan, its NUL not counted.
@@ -124,9 +127,12 @@ fn set_up(plan: &Decoded<'_>) -> Result<(), Failure> {
     give_up_rights(plan)
 }
 
-/// Becomes the sandbox's user and group 0, in no other group; until now this process was nobody here.
-pub(crate) fn become_root() -> Result<(), sys::Errno> {
-    sys::plain(sys::SETGROUPS, [0; 5])?;
+/// Becomes the sandbox's user and group 0, in no other group; until now this process was nobody here. Groups of an ordinary user
+/// stay: the kernel lets that one set none.
+pub(crate) fn become_root(plan: &Decoded<'_>) -> Result<(), sys::Errno> {
+    if !plan.has(flag::ONE_USER) {
+        sys::plain(sys::SETGROUPS, [0; 5])?;
+    }
     sys::plain(sys::SETRESGID, [0; 5])?;
     sys::plain(sys::SETRESUID, [0; 5])?;
     Ok(())

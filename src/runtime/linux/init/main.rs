@@ -25,6 +25,7 @@ mod log;
 #[allow(dead_code)]
 #[path = "../log_format.rs"]
 mod log_format;
+mod loopback;
 mod main_process;
 mod orphan;
 #[allow(dead_code)]
@@ -32,6 +33,7 @@ mod orphan;
 mod protocol;
 mod sys;
 mod template;
+mod users;
 mod waiting;
 mod zygote;
 
@@ -60,6 +62,7 @@ core::arch::global_asm!(
     ".globl _start",
     "_start:",
     "xor %ebp, %ebp",
+    "mov %rsp, %rdi",
     "and $-16, %rsp",
     "call {start}",
     "ud2",
@@ -67,8 +70,10 @@ core::arch::global_asm!(
     options(att_syntax)
 );
 
-extern "C" fn start() -> ! {
-    zygote::run()
+/// Begins with what the kernel puts on the stack: first of all the number of arguments.
+extern "C" fn start(arguments: *const usize) -> ! {
+    // SAFETY: the kernel has put it there.
+    zygote::run(users::Users::of_arguments(unsafe { *arguments }))
 }
 
 #[panic_handler]

@@ -3,7 +3,7 @@
 use core::ffi::c_char;
 use core::ptr::{null, read_volatile, write_volatile};
 
-use crate::protocol::{Decoded, MAX_STRINGS, PlanRlimit, Step, Texts};
+use crate::protocol::{Decoded, MAX_STRINGS, PlanRlimit, Step, Texts, flag};
 use crate::sys::{self, Errno, pr};
 use crate::zygote::pointer;
 use crate::{At, Failure, exec, leader, waiting};
@@ -54,10 +54,12 @@ impl<'a> MainProcess<'a> {
             unsafe { sys::call(sys::PRLIMIT64, [0, resource as usize, limit.as_ptr() as usize, 0, 0]) }
                 .at(Step::Rlimit)?;
         }
-        let groups = plan.groups.bytes();
-        // SAFETY: as many group IDs as the plan says, which the decoder has checked to be there.
-        unsafe { sys::call(sys::SETGROUPS, [plan.fixed.groups as usize, groups.as_ptr() as usize, 0, 0, 0]) }
-            .at(Step::Groups)?;
+        if !plan.has(flag::ONE_USER) {
+            let groups = plan.groups.bytes();
+            // SAFETY: as many group IDs as the plan says, which the decoder has checked to be there.
+            unsafe { sys::call(sys::SETGROUPS, [plan.fixed.groups as usize, groups.as_ptr() as usize, 0, 0, 0]) }
+                .at(Step::Groups)?;
+        }
         let (uid, gid) = (plan.fixed.uid as usize, plan.fixed.gid as usize);
         sys::plain(sys::SETRESGID, [gid, gid, gid, 0, 0]).at(Step::Group)?;
         let kept = plan.fixed.kept_capabilities;

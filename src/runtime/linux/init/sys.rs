@@ -14,7 +14,7 @@ macro_rules! calls {
     ($($name:ident = $number:literal),+ $(,)?) => { $(pub(crate) const $name: usize = $number;)+ };
 }
 calls! {
-    READ = 0, WRITE = 1, CLOSE = 3, POLL = 7, GETPID = 39, LISTEN = 50, GETSOCKOPT = 55, FLOCK = 73, GETUID = 102, ACCEPT4 = 288, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, MADVISE = 28, PAUSE = 34,
+    READ = 0, WRITE = 1, CLOSE = 3, POLL = 7, GETPID = 39, LISTEN = 50, GETSOCKOPT = 55, FLOCK = 73, GETUID = 102, GETEUID = 107, GETEGID = 108, SOCKET = 41, IOCTL = 16, MOUNT_SETATTR = 442, ACCEPT4 = 288, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, MADVISE = 28, PAUSE = 34,
     NANOSLEEP = 35, SENDMSG = 46, RECVMSG = 47, CLONE = 56, EXECVE = 59, WAIT4 = 61, KILL = 62, CHDIR = 80,
     FCHDIR = 81, UMASK = 95, SETSID = 112, SETGROUPS = 116, SETRESUID = 117, SETRESGID = 119, CAPSET = 126,
     RT_SIGTIMEDWAIT = 128, PIVOT_ROOT = 155, PRCTL = 157, CHROOT = 161, MOUNT = 165, UMOUNT2 = 166, SETHOSTNAME = 170,
@@ -287,6 +287,27 @@ pub(crate) fn open_tree(path: &CStr, recursive: bool) -> Result<Fd, Errno> {
     let flags = OPEN_TREE_CLONE | O_CLOEXEC | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated string.
     unsafe { call(OPEN_TREE, [AT_FDCWD as usize, path.as_ptr() as usize, flags, 0, 0]) }.map(|fd| fd as Fd)
+}
+
+/// Makes a detached tree private, with all that is in it, and sets these attributes everywhere.
+pub(crate) fn set_attributes(tree: Fd, attributes: u64) -> Outcome {
+    #[repr(C)]
+    struct MountAttributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        users: u64,
+    }
+    const EMPTY_PATH: usize = 0x1000;
+    let change = MountAttributes { set: attributes, clear: 0, propagation: ms::PRIVATE as u64, users: 0 };
+    let (empty, size) = (c"".as_ptr() as usize, size_of::<MountAttributes>());
+    // SAFETY: a NUL-terminated string, and a structure of the given size.
+    unsafe {
+        call(
+            MOUNT_SETATTR,
+            [tree as usize, empty, EMPTY_PATH | AT_RECURSIVE, &raw const change as usize, size],
+        )
+    }
 }
 
 /// Attaches a detached tree to what `target` is a descriptor of.

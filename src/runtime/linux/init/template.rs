@@ -7,6 +7,7 @@ use core::ffi::CStr;
 
 use crate::protocol::Step;
 use crate::sys::{self, AT_FDCWD, Fd, ms};
+use crate::users::Users;
 use crate::{At, Failure};
 
 /// What there is to mount on.
@@ -34,7 +35,7 @@ const LINKS: [(&CStr, &CStr); 5] = [
 ];
 
 /// Makes the tree in a mount namespace of its own, and makes it the root.
-pub(crate) fn build() -> Result<(), Failure> {
+pub(crate) fn build(users: Users) -> Result<(), Failure> {
     sys::unshare(sys::ns::MOUNT).at(Step::OwnMounts)?;
     sys::mount(c"", c"/", c"", ms::REC | ms::PRIVATE, c"").at(Step::OwnMounts)?;
     // /proc surely is a directory, since the zygote was executed through it, and unlike /dev it is not needed
@@ -52,6 +53,9 @@ pub(crate) fn build() -> Result<(), Failure> {
         bind_device(device, path).at(Step::Devices)?;
     }
     mount_dead_proc()?;
+    if users == Users::One {
+        cover_sys().at(Step::MountSys)?;
+    }
     match sys::pivot_to_working_dir() {
         // The host's root is the initial ramfs, or no mount at all. Then the tree goes on top of it, which
         // from below a lesser user namespace cannot be lifted either.
@@ -94,6 +98,14 @@ fn mount_dead_proc() -> Result<(), Failure> {
         0 if status == 0 => Ok(()),
         errno => Err((Step::DeadProc, errno)),
     }
+}
+
+/// Mounts a sysfs, and an empty directory over it. As with the proc, the kernel wants to see one in a mount namespace before
+/// it lets anybody but the host's root mount another, which builders do; and nobody is to look into this one.
+fn cover_sys() -> sys::Outcome {
+    let flags = ms::NOSUID | ms::NODEV | ms::NOEXEC;
+    sys::mount(c"sysfs", c"sys", c"sysfs", flags, c"")?;
+    sys::mount(c"tmpfs", c"sys", c"tmpfs", flags | ms::RDONLY, c"size=4k,nr_inodes=2,mode=555")
 }
 
 /// Opens the network or mount namespace that this process is in.

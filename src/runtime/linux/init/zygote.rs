@@ -11,6 +11,7 @@ use crate::protocol::{
     Welcome, ZYGOTE_NAME, bytes_of, flag,
 };
 use crate::sys::{self, Errno, Fd, ns};
+use crate::users::{self, Users};
 use crate::{At, Failure, builder, exec, leader, orphan, report_of, template};
 
 // Descriptors a zygote holds. They fill the numbers below `RECEIVED`, so that what comes along with a request
@@ -32,6 +33,8 @@ const OWN_MOUNTS: Fd = 7;
 const OWN_NETWORK: Fd = 8;
 /// The host's network namespace.
 const HOST_NETWORK: Fd = 9;
+/// In its place, where the zygote is one user's and could not join that: a mount namespace that shows what the host has mounted.
+pub(crate) const HOST_MOUNTS: Fd = HOST_NETWORK;
 /// Where the next host connects, and the directory that socket is in; for a zygote that is not to stay, /dev/null again.
 pub(crate) const LISTEN: Fd = 10;
 pub(crate) const SOCKETS: Fd = 11;
@@ -56,6 +59,17 @@ impl Received {
         Ok(fd)
     }
 
+    /// Puts one more at the end.
+    pub(crate) fn add(&mut self, fd: Fd) -> Result<(), Failure> {
+        let Some(place) = self.fds.get_mut(self.count) else {
+            sys::close(fd);
+            return Err((Step::Understand, sys::EINVAL));
+        };
+        *place = fd;
+        self.count += 1;
+        Ok(())
+    }
+
     pub(crate) fn next_if(&mut self, there: bool) -> Result<Option<Fd>, Failure> {
         if there { self.next().map(Some) } else { Ok(None) }
     }
@@ -72,7 +86,8 @@ impl Drop for Received {
 struct Buffer([u8; MAX_MESSAGE]);
 static mut BUFFER: Buffer = Buffer([0; MAX_MESSAGE]);
 
-pub(crate) fn run() -> ! {
+pub(crate) fn run(users: Users) -> ! {
+    let entered = if users == Users::ToBeOne { Err(users::enter_own()) } else { Ok(()) };
     (1..=64).for_each(sys::default_action);
     sys::block_signals(u64::MAX);
     let _ = sys::close_from(3);
@@ -82,7 +97,10 @@ pub(crate) fn run() -> ! {
     let buffer = unsafe { &mut (*(&raw mut BUFFER)).0 };
     let set_up = receive(buffer)
         .at(Step::Understand)
-        .and_then(|(length, mut fds)| set_up(&buffer[..length], &mut fds));
+        .and_then(|(length, mut fds)| {
+            entered?;
+            set_up(&buffer[..length], &mut fds, users)
+        });
     let report = match &set_up {
         Ok(_) => Report { step: Step::Ready as u32, errno: 0 },
         Err(failure) => report_of(*failure),
@@ -137,7 +155,7 @@ impl Zygote {
     }
 }
 
-fn set_up(message: &[u8], fds: &mut Received) -> Result<Option<Staying>, Failure> {
+fn set_up(message: &[u8], fds: &mut Received, users: Users) -> Result<Option<Staying>, Failure> {
     let mut reader = Reader::new(message);
     let header: Header = reader.value().ok_or((Step::Understand, sys::EINVAL))?;
     if header.version != VERSION || header.kind != Kind::SetUp as u32 {
@@ -164,10 +182,15 @@ fn set_up(message: &[u8], fds: &mut Received) -> Result<Option<Staying>, Failure
     // The session keyring that was inherited may hold the host's keys. Kernels without keyrings have nothing
     // to leave.
     let _ = sys::plain(sys::KEYCTL, [1, 0, 0, 0, 0]);
-    keep(template::own_namespace(PROC, c"self/ns/net"), HOST_NETWORK).at(Step::OwnNetwork)?;
+    if users == Users::One {
+        sys::unshare(ns::MOUNT).at(Step::OwnMounts)?;
+        keep(template::own_namespace(PROC, c"self/ns/mnt"), HOST_MOUNTS).at(Step::OwnMounts)?;
+    } else {
+        keep(template::own_namespace(PROC, c"self/ns/net"), HOST_NETWORK).at(Step::OwnNetwork)?;
+    }
     sys::unshare(ns::NET).at(Step::OwnNetwork)?;
     keep(template::own_namespace(PROC, c"self/ns/net"), OWN_NETWORK).at(Step::OwnNetwork)?;
-    template::build()?;
+    template::build(users)?;
     keep(template::own_namespace(PROC, c"self/ns/mnt"), OWN_MOUNTS).at(Step::OwnMounts)?;
     let null = sys::open_at(sys::AT_FDCWD, c"/dev/null", sys::O_RDWR | sys::O_CLOEXEC);
     keep(null, NULL).at(Step::Devices)?;

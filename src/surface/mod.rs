@@ -7,6 +7,8 @@ mod daemon;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 #[cfg(feature = "cli")]
+mod places;
+#[cfg(feature = "cli")]
 mod quantity;
 #[cfg(feature = "cli")]
 mod rfc3339;

@@ -133,7 +133,7 @@ fn no_more_sandboxes_than_were_allowed_are_there() {
 }
 
 #[test]
-fn without_the_rights_for_it_the_daemon_says_which_are_missing() {
+fn without_rights_and_without_a_cgroup_the_daemon_says_what_is_missing() {
     let mut command = program(&["serve", "--state-dir", "/run/sandkeeper-nobody"]);
     let nobody: u32 = 65_534;
     std::os::unix::process::CommandExt::uid(&mut command, nobody);

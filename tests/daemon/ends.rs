@@ -70,7 +70,7 @@ fn the_service_manager_hears_when_it_is_up_and_when_it_ends() {
         let environment = vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())];
         // On a machine with cgroup v2 alone it would take this test along into the leaf.
         let options = vec!["--move-host-to-leaf".to_owned(), "false".to_owned()];
-        let mut daemon = Daemon::start_as(Plan { options, environment, descriptors: None });
+        let mut daemon = Daemon::start_as(Plan { options, environment, ..Plan::default() });
         let heard = || {
             let mut text = vec![0; 4_096];
             let length = socket.recv(&mut text).expect("it is told");

@@ -9,3 +9,4 @@ mod faults;
 mod limits;
 mod returns;
 mod support;
+mod unprivileged;

@@ -74,7 +74,7 @@ pub(crate) async fn phase(client: &mut Client, id: &str, expected: &str) {
 }
 
 /// A file of a process in /proc; nothing if the process is gone.
-fn of_process(pid: u32, file: &str) -> Option<String> {
+pub(crate) fn of_process(pid: u32, file: &str) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()
 }
 

@@ -46,6 +46,22 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
+/// An ordinary user, who need not have a name.
+pub(crate) const USER: u32 = 54_321;
+
+/// The program as that user without any right, in a cgroup. Its file comes along as standard input: the directory that it is in
+/// may be closed to others.
+pub(crate) fn as_user_in(group: &Path) -> Command {
+    let mut shell = clean(Command::new("/bin/sh"));
+    let script = format!(
+        "echo $$ > \"$0/cgroup.procs\" && exec 9<&0 </dev/null && exec setpriv --reuid {USER} --regid {USER} --clear-groups \
+         --inh-caps=-all --bounding-set=-all /proc/self/fd/9 \"$@\""
+    );
+    shell.stdin(File::open(PROGRAM).unwrap());
+    shell.arg("-c").arg(script).arg(group);
+    shell
+}
+
 /// A directory in memory, as a daemon's is, if there is such a place.
 pub(crate) fn directory() -> tempfile::TempDir {
     let above = ["/dev/shm", "/run"].into_iter().find(|path| Path::new(path).is_dir()).unwrap_or("/tmp");
@@ -59,6 +75,8 @@ pub(crate) struct Plan {
     pub(crate) environment: Vec<(String, String)>,
     /// Both limits on descriptors.
     pub(crate) descriptors: Option<u32>,
+    /// The cgroup in which it runs as an ordinary user; see `unprivileged`.
+    pub(crate) as_user_in: Option<PathBuf>,
 }
 
 /// A daemon that runs, or has ended and can be started again. Dropping it ends whatever exists under its directory.
@@ -76,6 +94,9 @@ impl Daemon {
 
     pub(crate) fn start_as(plan: Plan) -> Self {
         let directory = directory();
+        if plan.as_user_in.is_some() {
+            std::os::unix::fs::chown(directory.path(), Some(USER), Some(USER)).unwrap();
+        }
         let state_dir = directory.path().join("state");
         Self::start_in(directory, state_dir, plan)
     }
@@ -199,15 +220,16 @@ fn answers(socket: &Path, pid: u32) -> bool {
     version.is_ok_and(|version| version.pid == pid)
 }
 
-fn read_if_there(path: &Path) -> String {
+pub(crate) fn read_if_there(path: &Path) -> String {
     let bytes = std::fs::read(path).unwrap_or_else(|_| Vec::new());
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn spawn(directory: &Path, state_dir: &Path, plan: &Plan, log: Option<Stdio>) -> Child {
-    let mut command = match plan.descriptors {
-        None => program(),
-        Some(limit) => {
+    let mut command = match (plan.descriptors, &plan.as_user_in) {
+        (_, Some(group)) => as_user_in(group),
+        (None, None) => program(),
+        (Some(limit), None) => {
             let mut shell = clean(Command::new("/bin/sh"));
             shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
             shell.arg(PROGRAM);
@@ -217,7 +239,9 @@ fn spawn(directory: &Path, state_dir: &Path, plan: &Plan, log: Option<Stdio>) ->
     let log = log.unwrap_or_else(|| {
         File::options().create(true).append(true).open(directory.join("log")).unwrap().into()
     });
-    command.args(["serve", "--zygotes", "1", "--ready-networks", "2", "--state-dir"]).arg(state_dir);
+    // Those of an ordinary user cannot stand in for each other everywhere.
+    let zygotes = if plan.as_user_in.is_some() { "2" } else { "1" };
+    command.args(["serve", "--zygotes", zygotes, "--ready-networks", "2", "--state-dir"]).arg(state_dir);
     command.args(&plan.options).envs(plan.environment.iter().cloned());
     command.stdout(Stdio::null()).stderr(log).spawn().expect("it runs")
 }
@@ -247,7 +271,7 @@ fn subdirectories(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Ends every process in a cgroup and in those below it, and removes them all.
-fn remove_group(root: &Path) {
+pub(crate) fn remove_group(root: &Path) {
     let begun = Instant::now();
     while root.exists() {
         // Frozen processes die of it too. What is not there any more needs no killing.

@@ -37,8 +37,8 @@ impl Machine {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         check_kernel(&kernel)?;
         let rights = Rights::of(&read("/proc/self/status")?)?;
-        if rights != Rights::All {
-            rights::check_user_namespaces(|path| std::fs::read_to_string(path).ok())?;
+        if let Some(user) = rights.one_user() {
+            user.check_namespaces(|path| std::fs::read_to_string(path).ok())?;
         }
         let mounts = read("/proc/self/mountinfo")?;
         let (mount, own) = find_group(&mounts, &read("/proc/self/cgroup")?)?;
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn without_root_the_base_is_the_group_that_was_given() {
-        let user = OneUser { uid: 1000, groups: Vec::new() };
+        let user = OneUser { uid: 1000, groups: Vec::new(), lacks: vec!["CAP_KILL"] };
         let (mount, own) = (Path::new("/c"), Path::new("/c/given/leaf"));
         let base = |own: &Path, given: &[&str]| {
             delegated_base(&user, mount, own, |group| given.iter().any(|path| group == Path::new(path)))
@@ -198,7 +198,7 @@ mod tests {
         let error = base(own, &["/c"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         let error = error.to_string();
-        for part in ["/c/given/leaf", "user 1000", "chown", "cgroup.procs", "Delegate=yes"] {
+        for part in ["CAP_KILL", "/c/given/leaf", "user 1000", "chown", "cgroup.procs", "Delegate=yes"] {
             assert!(error.contains(part), "{error}");
         }
     }

@@ -24,8 +24,9 @@ const NEEDED_CAPABILITIES: [(u32, &str); 6] = [
 const SYS_ADMIN: u32 = 21;
 
 /// How to get a cgroup, for whoever has none.
-pub(super) const DELEGATE: &str = "have root give you one, and start this in it: mkdir -p G/sandkeeper-host, chown USER G G/cgroup.procs \
-     G/cgroup.subtree_control G/cgroup.threads, echo PID > G/sandkeeper-host/cgroup.procs; under systemd: systemd-run --user -p Delegate=yes";
+pub(super) const DELEGATE: &str = "run it as root, or have root give it a cgroup G and start it in there: mkdir -p G/sandkeeper-host; \
+     chown USER G G/cgroup.procs G/cgroup.subtree_control G/cgroup.threads; echo PID > G/sandkeeper-host/cgroup.procs; under \
+     systemd: systemd-run --user -p Delegate=yes";
 
 /// With whose rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(super) struct OneUser {
     pub(super) uid: u32,
     /// Supplementary groups, which nobody without rights can give up.
     pub(super) groups: Vec<u32>,
+    /// The capabilities that it would need to be more.
+    pub(super) lacks: Vec<&'static str>,
 }
 
 fn refuse(kind: ErrorKind, found: impl Into<String>) -> Error {
@@ -56,12 +59,12 @@ impl Rights {
     pub(super) fn of(status: &str) -> Result<Self, Error> {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
         let held = field("CapEff:").and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
-        let missing: Vec<&str> = NEEDED_CAPABILITIES
+        let lacks: Vec<&str> = NEEDED_CAPABILITIES
             .iter()
             .filter(|(number, _)| held & (1 << number) == 0)
             .map(|(_, name)| *name)
             .collect();
-        if missing.is_empty() {
+        if lacks.is_empty() {
             return Ok(Self::All);
         }
         // Real, effective, saved, and the one for files.
@@ -70,11 +73,11 @@ impl Rights {
             (Some(uid @ 1..), Some(gid)) => {
                 let groups = field("Groups:").unwrap_or_default().split_whitespace();
                 let groups = groups.filter_map(|group| group.parse().ok()).filter(|group| *group != gid);
-                Ok(Self::OneUser(OneUser { uid, groups: groups.collect() }))
+                Ok(Self::OneUser(OneUser { uid, groups: groups.collect(), lacks }))
             }
             _ => Err(refuse(
                 ErrorKind::PermissionDenied,
-                format!("this process lacks {}", missing.join(", ")),
+                format!("this process lacks {}", lacks.join(", ")),
             )
             .remedy(
                 "run it as root with these capabilities, or as an ordinary user in a cgroup delegated to it",
@@ -101,22 +104,6 @@ impl Rights {
     }
 }
 
-/// Refuses where ordinary users may make no user namespaces, as far as the machine says so beforehand. `read` gives what a file
-/// says, if it is there.
-pub(super) fn check_user_namespaces(read: impl Fn(&str) -> Option<String>) -> Result<(), Error> {
-    let is_zero = |path: &str| read(path).is_some_and(|text| text.trim() == "0");
-    for (path, remedy) in [
-        ("/proc/sys/user/max_user_namespaces", "as root: sysctl user.max_user_namespaces=15000"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "as root: sysctl kernel.unprivileged_userns_clone=1"),
-    ] {
-        if is_zero(path) {
-            let found = format!("without root it needs user namespaces, and {path} is 0");
-            return Err(refuse(ErrorKind::FailedPrecondition, found).remedy(remedy));
-        }
-    }
-    Ok(())
-}
-
 /// Whether this machine's AppArmor takes the rights away again that a user namespace gives.
 pub(super) fn is_restricted_by_apparmor() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
@@ -130,13 +117,40 @@ pub(super) fn is_delegated(group: &Path) -> bool {
 }
 
 impl OneUser {
+    /// Refuses where ordinary users may make no user namespaces, as far as the machine says so beforehand. `read` gives what a
+    /// file says, if it is there.
+    pub(super) fn check_namespaces(&self, read: impl Fn(&str) -> Option<String>) -> Result<(), Error> {
+        let files = [
+            (
+                "/proc/sys/user/max_user_namespaces",
+                "run it as root, or as root: sysctl user.max_user_namespaces=15000",
+            ),
+            (
+                "/proc/sys/kernel/unprivileged_userns_clone",
+                "run it as root, or as root: sysctl kernel.unprivileged_userns_clone=1",
+            ),
+        ];
+        let is_zero = |path: &str| read(path).is_some_and(|text| text.trim() == "0");
+        match files.into_iter().find(|(path, _)| is_zero(path)) {
+            Some((path, remedy)) => {
+                let found = format!("for sandboxes without them it needs user namespaces, and {path} is 0");
+                Err(self.lacking(ErrorKind::FailedPrecondition, &found).remedy(remedy))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The error where no cgroup was found.
     pub(super) fn without_group(&self, looked_at: &Path) -> Error {
         let (uid, group) = (self.uid, looked_at.display());
         let found = format!(
-            "without root it needs a cgroup of its own, and neither {group} nor the one above is user {uid}'s to change"
+            "for sandboxes without them it needs a cgroup of its own: neither {group} nor the one above is user {uid}'s to change"
         );
-        refuse(ErrorKind::PermissionDenied, found).remedy(DELEGATE)
+        self.lacking(ErrorKind::PermissionDenied, &found).remedy(DELEGATE)
+    }
+
+    fn lacking(&self, kind: ErrorKind, found: &str) -> Error {
+        refuse(kind, format!("this process lacks {}, and {found}", self.lacks.join(", ")))
     }
 
     /// Refuses what this user cannot give.
@@ -226,7 +240,7 @@ mod tests {
     const STATUS: &str = "Uid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\nGroups:\t27 100 998 \nCapEff:\t0000000000000000\n";
 
     fn user() -> OneUser {
-        OneUser { uid: 1000, groups: vec![27, 998] }
+        OneUser { uid: 1000, groups: vec![27, 998], lacks: NEEDED_CAPABILITIES.map(|(_, name)| name).into() }
     }
 
     #[test]
@@ -234,7 +248,8 @@ mod tests {
         assert_eq!(Rights::of(STATUS).unwrap(), Rights::OneUser(user()));
         assert_eq!(Rights::of(&STATUS.replace("0000000000000000", "000001ffffffffff")).unwrap(), Rights::All);
         let some = STATUS.replace("0000000000000000", "00000000000000e0");
-        assert_eq!(Rights::of(&some).unwrap(), Rights::OneUser(user()));
+        let lacks = vec!["CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_SYS_ADMIN"];
+        assert_eq!(Rights::of(&some).unwrap(), Rights::OneUser(OneUser { lacks, ..user() }));
         let error = Rights::of(&some.replace("\t1000", "\t0")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         let text = error.to_string();
@@ -248,11 +263,13 @@ mod tests {
         for name in ["user.max_user_namespaces", "kernel.unprivileged_userns_clone"] {
             let path = format!("/proc/sys/{}", name.replace('.', "/"));
             let read = |asked: &str| (asked == path).then(|| "0\n".to_owned());
-            let error = check_user_namespaces(read).unwrap_err().to_string();
-            assert!(error.contains(&path) && error.contains(&format!("sysctl {name}=")), "{error}");
+            let error = user().check_namespaces(read).unwrap_err().to_string();
+            for part in [&path, "CAP_SYS_ADMIN", &format!("sysctl {name}=")] {
+                assert!(error.contains(part), "{error}");
+            }
         }
-        assert!(check_user_namespaces(|_| None).is_ok());
-        assert!(check_user_namespaces(|_| Some("1\n".to_owned())).is_ok());
+        assert!(user().check_namespaces(|_| None).is_ok());
+        assert!(user().check_namespaces(|_| Some("1\n".to_owned())).is_ok());
     }
 
     #[test]
@@ -300,6 +317,6 @@ mod tests {
         let of =
             |user: OneUser| user.losses().into_iter().find(|(name, _)| name.ends_with("groups")).unwrap().1;
         assert!(of(user()).contains("27, 998"));
-        assert!(of(OneUser { uid: 1, groups: Vec::new() }).contains("one group"));
+        assert!(of(OneUser { groups: Vec::new(), ..user() }).contains("one group"));
     }
 }

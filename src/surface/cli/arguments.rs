@@ -8,9 +8,6 @@ use clap::{Args, Parser, Subcommand};
 use crate::model::Phase;
 use crate::surface::quantity;
 
-/// Where a daemon listens that was told nothing else.
-pub(super) const DEFAULT_SOCKET: &str = "/run/sandkeeper/sandkeeper.sock";
-
 const EXIT_CODES: &str = "\
 Exit codes:
   0  it is done
@@ -38,7 +35,8 @@ pub(super) struct Arguments {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub(super) struct Common {
-    /// The daemon's socket [default: /run/sandkeeper/sandkeeper.sock]
+    /// The daemon's socket [default: that of a daemon of your own in $XDG_RUNTIME_DIR/sandkeeper, else
+    /// /run/sandkeeper/sandkeeper.sock]
     #[arg(long, global = true, env = "SANDKEEPER_SOCKET", hide_env_values = true, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
     /// The namespace of the sandboxes
@@ -312,13 +310,13 @@ pub(super) struct Fsck {
 /// What the daemon is told here wins over its configuration file.
 #[derive(Debug, Args, Default)]
 pub(in crate::surface) struct Serve {
-    /// Its configuration, in TOML [default: /etc/sandkeeper/config.toml, if there is one]
+    /// Its configuration, in TOML [default: /etc/sandkeeper/config.toml, if there is one and it is not a user's own daemon]
     #[arg(long, value_name = "FILE")]
     pub(in crate::surface) config: Option<PathBuf>,
     /// Only say whether the configuration is right, and what it comes to
     #[arg(long)]
     pub(in crate::surface) check_config: bool,
-    /// Where records, logs and sockets are [default: /run/sandkeeper]
+    /// Where records, logs and sockets are [default: /run/sandkeeper; without root $XDG_RUNTIME_DIR/sandkeeper]
     #[arg(long, value_name = "DIR")]
     pub(in crate::surface) state_dir: Option<PathBuf>,
     /// A group, by name or number, whose members may speak to it besides root

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::arguments::{Common, DEFAULT_SOCKET};
+use super::arguments::Common;
 use crate::error::{Error, ErrorKind};
 use crate::id::{Namespace, SandboxId, SandboxKey};
 use crate::surface::grpc::Client;
+use crate::surface::places;
 
 /// How long the daemon may take over a verb with a deadline of its own: longer than any such deadline.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -28,7 +29,8 @@ impl Session {
     pub(super) async fn open(common: Common) -> Result<Self, Error> {
         let name = &common.namespace;
         let namespace = Namespace::new(name).map_err(|error| invalid("namespace", name, &error))?;
-        let path = common.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
+        let path = common.socket.unwrap_or_else(places::socket);
+        let path = path.as_path();
         let timeout = common.timeout;
         let client = in_time(Some(timeout.unwrap_or(PATIENCE)), Client::connect(path)).await;
         let mut client = client.map_err(|error| nobody(path, error))?;

@@ -8,14 +8,11 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::error::{Error, ErrorKind};
 use crate::keeper::OperationDeadlines;
 use crate::surface::cli::Serve;
+use crate::surface::places;
 use crate::surface::spec_file::{Span, from_toml};
 
 /// Where the configuration is looked for if nobody says.
 const DEFAULT_FILE: &str = "/etc/sandkeeper/config.toml";
-/// Where everything is if nobody says.
-const DEFAULT_STATE_DIR: &str = "/run/sandkeeper";
-/// The socket's name within the state directory.
-const SOCKET: &str = "sandkeeper.sock";
 /// The longest path that a socket can have: `sun_path`, less its terminator.
 const LONGEST_SOCKET: usize = 107;
 /// The longest that a directory's path can be: `PATH_MAX`, less what is made below it.
@@ -161,8 +158,9 @@ impl Config {
     pub(super) fn gather(said: &Serve, socket: Option<PathBuf>) -> Result<Self, Error> {
         let file = match &said.config {
             Some(path) => read(path)?,
+            // The machine's daemon has it, and a user's own one nothing in common with that.
             None => match Path::new(DEFAULT_FILE) {
-                path if path.exists() => read(path)?,
+                path if path.exists() && places::own_state_dir().is_none() => read(path)?,
                 _ => File::default(),
             },
         };
@@ -170,7 +168,7 @@ impl Config {
     }
 
     fn merge(said: &Serve, socket: Option<PathBuf>, file: File) -> Result<Self, Error> {
-        let state_dir = said.state_dir.clone().or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+        let state_dir = said.state_dir.clone().or(file.state_dir).unwrap_or_else(places::state_dir);
         let state_dir = absolute(&state_dir)?;
         let socket = socket.or(file.socket).map(|path| absolute(&path)).transpose()?;
         let log_dir = said.log_dir.clone().or(file.log_dir).map(|path| absolute(&path)).transpose()?;
@@ -189,7 +187,7 @@ impl Config {
             Some(0) => Err(refuse(format!("{name} is 0, which would let nothing happen"))),
             number => Ok(number),
         };
-        let socket = socket.unwrap_or_else(|| state_dir.join(SOCKET));
+        let socket = socket.unwrap_or_else(|| state_dir.join(places::SOCKET));
         let log_dir = log_dir.unwrap_or_else(|| state_dir.join("logs"));
         fits("socket", &socket, LONGEST_SOCKET)?;
         fits("state_dir", &state_dir, LONGEST_DIRECTORY)?;
@@ -288,7 +286,7 @@ mod tests {
         assert_eq!((config.log_format, config.socket_group), (LogFormat::Json, Some(5)));
         assert_eq!(config.deadlines.start, Duration::from_secs(60));
         assert_eq!(config.deadlines.create, OperationDeadlines::default().create);
-        assert_eq!(merged(Serve::default(), "").unwrap().state_dir, Path::new(DEFAULT_STATE_DIR));
+        assert_eq!(merged(Serve::default(), "").unwrap().state_dir, places::state_dir());
     }
 
     #[test]

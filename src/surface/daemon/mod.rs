@@ -12,6 +12,7 @@ mod descriptors;
 mod log;
 mod signals;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -99,7 +100,7 @@ async fn live(config: Config, began: i64, log: &Log) -> Result<(), Failure> {
         started_at_unix_nanos: began,
         state_dir: config.state_dir.display().to_string(),
         capacity: most_sandboxes(&config, room) as u64,
-        findings: [("descriptors".to_owned(), room.descriptors.to_string())].into(),
+        findings: findings(&backend, room),
     };
     let (known, recovering) = (keeper.len(), keeper.recovering());
     tracing::info!(
@@ -136,6 +137,15 @@ async fn live(config: Config, began: i64, log: &Log) -> Result<(), Failure> {
         tracing::warn!(?limit, "the daemon ends with something still under way");
     }
     Ok(())
+}
+
+/// What was found out about the machine and about what sandboxes lack on it; all of it is logged, too.
+fn findings(backend: &Backend, room: Room) -> BTreeMap<String, String> {
+    let found = backend.runtime().capabilities().findings;
+    for (name, found) in &found {
+        tracing::info!(name, found, "found out");
+    }
+    found.into_iter().chain([("descriptors".to_owned(), room.descriptors.to_string())]).collect()
 }
 
 /// How long something at the end may take, which takes longer where sandboxes end as well.

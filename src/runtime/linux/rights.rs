@@ -218,7 +218,7 @@ impl OneUser {
                 format!("processes (RLIMIT_NPROC), pending signals, inotify watches and namespaces of all sandboxes count as user {uid}'s together"),
             ),
             ("roots", "the host's root cannot be shown, only a directory or mounts, each with all that is mounted below".to_owned()),
-            ("networks", "only none, or a new one with a loopback device; no namespace of the host's can be joined, nor can root's tools know it by a user of its own".to_owned()),
+            ("networks", "only none, or a new one with a loopback device; no namespace of the host's can be joined".to_owned()),
             (
                 "zygotes",
                 "a sandbox belongs to the zygote that made it: if that is killed, no other can run programs (exec) in it".to_owned(),

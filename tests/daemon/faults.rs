@@ -91,7 +91,7 @@ fn no_damage_to_the_records_keeps_the_daemon_from_coming_up_or_ends_a_sandbox() 
 #[test]
 fn what_is_too_large_to_be_kept_beside_it_is_listed_and_not_ended() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let mut large = sleeper();
         large.labels.extend([("large".to_owned(), "x".repeat(40 * 1024))]);
         let mut client = daemon.client().await;
@@ -105,7 +105,7 @@ fn what_is_too_large_to_be_kept_beside_it_is_listed_and_not_ended() {
         }
         txn.commit().unwrap();
         drop(database);
-        daemon.start_again().await;
+        daemon.start_again();
         let all = daemon.settled().await;
         assert_eq!(all.iter().map(|status| status.pid).collect::<Vec<_>>(), [small], "{all:?}");
         let mut client = daemon.client().await;
@@ -129,13 +129,13 @@ fn what_is_too_large_to_be_kept_beside_it_is_listed_and_not_ended() {
 #[test]
 fn what_runs_outlives_the_loss_of_all_records() {
     block_on(async {
-        let mut daemon = Daemon::start(&[]).await;
+        let mut daemon = Daemon::start(&[]);
         let pid = run(&mut daemon.client().await, "a", sleeper()).await;
         daemon.kill9();
         for name in ["journal.redb", "ballast", "lock"] {
             fs::remove_file(daemon.state_dir.join(name)).unwrap();
         }
-        daemon.start_again().await;
+        daemon.start_again();
         let all = daemon.settled().await;
         assert_eq!(all.iter().map(|status| status.pid).collect::<Vec<_>>(), [pid], "{all:?}");
         let next = run(&mut daemon.client().await, "b", sleeper()).await;

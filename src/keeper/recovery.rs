@@ -137,6 +137,15 @@ impl Lost {
     }
 }
 
+/// What exists and has no record.
+#[derive(Default)]
+struct Found {
+    /// What gets its record back.
+    rebuilt: Vec<Survivor>,
+    /// What is to be ended.
+    nobodys: Vec<(Survivor, Arc<dyn Runtime>)>,
+}
+
 /// How many actors the registry activates before it looks at what else it is told.
 const RESTORED_AT_A_TIME: usize = 128;
 
@@ -189,11 +198,8 @@ impl Recovery {
         });
         let told = Arc::clone(&unowned);
         let look = tokio::spawn(async move {
-            let nobodys = self.look_for_survivors(&told, &lost).await;
-            // What was found is known, and counts by itself, once the registry has heard of it.
-            let (heard, hears) = oneshot::channel();
-            self.services.registry.send(Upward::Heard(heard));
-            let _ = hears.await;
+            let Found { rebuilt, nobodys } = self.look_for_survivors(&told, &lost).await;
+            self.make_known(&rebuilt).await;
             told.look.send_replace(Look::Ending);
             for (survivor, runtime) in nobodys {
                 if let Err(error) = runtime.end_survivor(&survivor).await {
@@ -226,10 +232,10 @@ impl Recovery {
         Ok(Definition { spec: Arc::new(spec), runtime, kept })
     }
 
-    /// Finds what exists and has no record, and gives what is to be ended of it. Usually that is all of it: what was begun
-    /// under a record that is gone since. Where records were lost, its record is made anew, or it is listed.
-    async fn look_for_survivors(&self, unowned: &Unowned, lost: &Lost) -> Vec<(Survivor, Arc<dyn Runtime>)> {
-        let mut nobodys = Vec::new();
+    /// Finds what exists and has no record. Usually that was begun under a record that is gone since, and is nobody's. Where
+    /// records were lost, its record is made anew, or it is listed.
+    async fn look_for_survivors(&self, unowned: &Unowned, lost: &Lost) -> Found {
+        let Found { mut rebuilt, mut nobodys } = Found::default();
         for runtime in self.runtimes.values() {
             // An earlier life of a sandbox is known as well: its next one, or its end, removes it. A later one is not, nor one
             // of another backend: nothing would.
@@ -246,7 +252,9 @@ impl Recovery {
             });
             for survivor in survivors {
                 let has_namesake = self.index.cell(&survivor.key).is_some();
-                if lost.some() && !has_namesake && self.rebuild(&survivor) {
+                if lost.some() && !has_namesake && self.restored(&survivor).is_some() {
+                    tracing::warn!(sandbox = %survivor.key, life = %survivor.life, "its record was lost, and is made anew");
+                    rebuilt.push(survivor);
                     continue;
                 }
                 let Survivor { key, life, description, .. } = &survivor;
@@ -259,7 +267,22 @@ impl Recovery {
                 }
             }
         }
-        nobodys
+        Found { rebuilt, nobodys }
+    }
+
+    /// Returns when the registry knows them, and they count by themselves. One that fails takes along what it was told.
+    async fn make_known(&self, rebuilt: &[Survivor]) {
+        let registry = &self.services.registry;
+        loop {
+            for restored in rebuilt.iter().filter_map(|survivor| self.restored(survivor)) {
+                registry.send(Upward::Rebuild(Box::new(restored)));
+            }
+            let (heard, hears) = oneshot::channel();
+            registry.send(Upward::Heard(heard));
+            if hears.await.is_ok() || !registry.is_connected() {
+                return;
+            }
+        }
     }
 
     async fn remove_remains(&self, unowned: &Unowned) {
@@ -273,21 +296,16 @@ impl Recovery {
         }
     }
 
-    /// Makes the record of a survivor anew from what its owner gave along, if it can be read.
-    fn rebuild(&self, survivor: &Survivor) -> bool {
+    /// A survivor with a record made anew from what its owner gave along, if that can be read.
+    fn restored(&self, survivor: &Survivor) -> Option<Restored> {
         let Survivor { key, life, keepsake, .. } = survivor;
-        let Some(Keepsake { created_at_unix_nanos, kept, spec }) = Keepsake::of_bytes(keepsake) else {
-            return false;
-        };
-        let spec = crate::wire::decode_spec(&spec);
-        let Ok(definition) = spec.and_then(|spec| self.definition(spec, kept)) else { return false };
+        let Keepsake { created_at_unix_nanos, kept, spec } = Keepsake::of_bytes(keepsake)?;
+        let spec = crate::wire::decode_spec(&spec).ok()?;
+        let definition = self.definition(spec, kept).ok()?;
         let (phase, life) = (Phase::Running, *life);
         let record = Record { phase, life, ran: true, kept, shutdown: false, exit: None, until: None };
         let state = SandboxRecord { record, created_at_unix_nanos, started_at_unix_nanos: 0 };
-        tracing::warn!(sandbox = %key, %life, "its record was lost, and is made anew");
-        let restored = Restored { key: *key, state, definition, written: false };
-        self.services.registry.send(Upward::Rebuild(Box::new(restored)));
-        true
+        Some(Restored { key: *key, state, definition, written: false })
     }
 }
 

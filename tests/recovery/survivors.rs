@@ -305,3 +305,31 @@ async fn what_was_not_ended_stays_listed() {
     assert_eq!(keeper.end_orphans().await.0, 1);
     assert!(keeper.orphans().is_empty() && runtime.existing().is_empty());
 }
+
+/// Goal: what is made known anew outlives the registry that was told of it. Method: on one thread, the listing and the failure
+/// fall due while it is held up; so the registry finds its failure first, and the records behind it.
+#[tokio::test]
+async fn a_registry_that_fails_with_records_made_anew_in_its_mailbox_is_told_again() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), MemoryRuntime::new());
+    let keeper = open(dir.path(), &runtime).await;
+    let keys = ["a", "b", "c"].map(key);
+    for key in &keys {
+        keeper.run(key, spec("a")).await.unwrap();
+    }
+    drop(keeper);
+    until("its lock is free", || Journal::open(dir.path()).is_ok()).await;
+    std::fs::write(dir.path().join("journal.redb"), "").unwrap();
+    runtime.script_listing(Step { delay: MS(50), instead: None });
+    let keeper = open(dir.path(), &runtime).await;
+    tokio::spawn(async {
+        #[expect(clippy::disallowed_methods, reason = "this is what holds the thread up")]
+        std::thread::sleep(MS(150));
+    });
+    tokio::time::sleep(MS(60)).await;
+    assert_eq!(keeper.len(), 0);
+    keeper.fail_registry();
+    settled(&keeper).await;
+    for key in &keys {
+        assert_eq!(phase(&keeper, key), "running");
+    }
+}

@@ -254,6 +254,27 @@ async fn a_registry_that_fails_is_replaced_and_takes_nobody_along() {
     house.must_be_unharmed().await;
 }
 
+/// Goal: without a journal, too, what is kept outlives a registry. Method: what has run, and whose next start failed, is only
+/// defined.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_outlives_a_registry_that_fails() {
+    let house = House::with_bystanders().await;
+    let key = house.scripted("kept", Script::default());
+    house.keeper.run(&key, SandboxSpec::default()).await.unwrap();
+    house.keeper.stop(&key, None).await.unwrap();
+    house.scripted("kept", Script { create: panics(), ..Script::default() });
+    house.keeper.start(&key).await.unwrap_err();
+    house.keeper.fail_registry();
+    // It heals before it hears of this.
+    while let Err(error) = house.keeper.define(&self::key("new"), SandboxSpec::default()).await {
+        assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    }
+    house.keeper.shutdown(&self::key("new"), None).await.unwrap();
+    assert_eq!(house.keeper.inspect(&key).unwrap().phase, "defined");
+    house.keeper.shutdown(&key, None).await.unwrap();
+    house.must_be_unharmed().await;
+}
+
 /// Goal: an end that is on its way to a registry that fails is told all the same. Method: on one thread the registry finds its
 /// failure first, and the end behind it.
 #[tokio::test]

@@ -59,6 +59,8 @@ pub(crate) struct Facts {
     pub(crate) started: Option<Arc<Started>>,
     /// The last end of a life, and whose.
     pub(crate) exit: Option<(Life, Exit)>,
+    /// When that was known. Of an end that nobody saw, the exit does not say when.
+    pub(crate) stopped_at_unix_nanos: i64,
 }
 
 /// What only the actor touches, kept here so that it survives it.
@@ -79,7 +81,7 @@ struct Owned {
     rested_after: Option<u64>,
     /// What was last given to the journal.
     written: Option<Record>,
-    /// Whether its definition is as durable as it gets.
+    /// Whether its definition is on disk.
     durable: bool,
     /// How much of what was given to the journal is not durable yet.
     unwritten: u32,
@@ -121,6 +123,7 @@ impl Cell {
             started_at_unix_nanos,
             started: None,
             exit: lifecycle.exit().map(|exit| (lifecycle.life(), exit)),
+            stopped_at_unix_nanos: lifecycle.exit().map_or(0, |exit| exit.at_unix_nanos),
         };
         Self::of(key, definition, lease, services, (lifecycle, facts, Some(record).filter(|_| written)))
     }
@@ -132,8 +135,8 @@ impl Cell {
         services: Arc<Services>,
         (lifecycle, facts, written): (Lifecycle, Facts, Option<Record>),
     ) -> Arc<Self> {
-        let Definition { spec, runtime, kept } = definition;
-        let durable = written.is_some() || kept && services.journal.is_none();
+        let Definition { spec, runtime, .. } = definition;
+        let durable = written.is_some();
         let marks = Marks::default().with(Marks::RECOVERING, lifecycle.is_recovering());
         lease.publish(lifecycle.phase(), lifecycle.life(), marks);
         Arc::new_cyclic(|myself| Self {
@@ -384,7 +387,10 @@ impl Cell {
         lifecycle.is_at_rest()
             && match condition {
                 OnlyIf::Stopped(life) => lifecycle.phase() == Phase::Stopped && lifecycle.life() == life,
-                OnlyIf::Unwritten => lifecycle.phase() == Phase::Defined && !durable && *unwritten == 0,
+                OnlyIf::Unwritten if lifecycle.phase() != Phase::Defined => false,
+                // In memory it is as durable as it gets.
+                OnlyIf::Unwritten if self.services.journal.is_none() => !lifecycle.keeps_its_definition(),
+                OnlyIf::Unwritten => !durable && *unwritten == 0,
             }
     }
 

@@ -29,10 +29,8 @@ pub(crate) enum Upward {
     Dismiss,
     /// Go on with what an earlier keeper left under way.
     Restore(Vec<Arc<Cell>>),
-    /// Make a sandbox known whose record was lost, and go on with it, unless its name is taken.
-    Rebuild(Box<Restored>),
-    /// Everything said before has been heard.
-    Heard(oneshot::Sender<()>),
+    /// Make a sandbox known whose record was lost, and go on with it, unless its name is taken. Say whether the name is known.
+    Rebuild(Box<Restored>, oneshot::Sender<bool>),
     /// Look after everything: this registry replaces one that was lost.
     Heal,
     /// Fail as a fault in the registry itself would.

@@ -378,6 +378,7 @@ impl Shell {
             // Together with the phase: a status says both or neither.
             if let (Phase::Stopped, Some(exit)) = (phase, lifecycle.exit()) {
                 facts.exit = Some((life, exit));
+                facts.stopped_at_unix_nanos = crate::runtime::unix_nanos();
             }
         });
         telemetry::phase_entered(phase);

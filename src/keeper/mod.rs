@@ -221,6 +221,26 @@ impl Keeper {
         self.inner.index.cell(key).ok_or_else(|| not_found(key, verb))
     }
 
+    /// The sandbox of this name, once it is known which there are.
+    async fn known(&self, key: &SandboxKey, verb: &'static str, limit: Duration) -> Result<Arc<Cell>, Error> {
+        if self.inner.index.cell(key).is_none() {
+            self.check_unowned(key, verb, Instant::now() + limit).await?;
+        }
+        self.cell(key, verb)
+    }
+
+    /// Refuses a name under which something exists that no record leads to. Where records were lost, it waits until it is
+    /// known what exists.
+    async fn check_unowned(
+        &self,
+        key: &SandboxKey,
+        verb: &'static str,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let has_record = self.inner.index.cell(key).is_some();
+        self.inner.unowned.check(key, verb, has_record, deadline).await
+    }
+
     fn definition(
         &self,
         key: &SandboxKey,
@@ -265,8 +285,8 @@ impl Keeper {
         let verb = command.verb();
         self.inner.services.check_open(key, command)?;
         let deadline = Instant::now() + limit;
-        if command.begins() {
-            self.inner.unowned.check(key, verb, deadline).await?;
+        if command.begins() || self.inner.index.cell(key).is_none() {
+            self.check_unowned(key, verb, deadline).await?;
         }
         let permit = match self.inner.index.cell(key) {
             Some(cell) => Some(cell.mailbox_permit(verb)?),
@@ -373,23 +393,26 @@ impl Controller for Keeper {
     }
 
     async fn stop(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
-        let grace = at_most_a_day(grace.unwrap_or(self.cell(key, "stop")?.spec.stop.grace));
+        let cell = self.known(key, "stop", self.limit(default_deadline::END_BEYOND_GRACE)).await?;
+        let grace = at_most_a_day(grace.unwrap_or(cell.spec.stop.grace));
         let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
         self.call(key, Command::Stop { grace_millis: millis(grace) }, None, limit).await?;
         Ok(())
     }
 
     async fn shutdown(&self, key: &SandboxKey, grace: Option<Duration>) -> Result<(), Error> {
-        let cell = self.inner.index.cell(key);
-        let grace =
-            at_most_a_day(grace.or(cell.as_ref().map(|cell| cell.spec.stop.grace)).unwrap_or_default());
+        let cell = match self.known(key, end::SHUT_DOWN, self.limit(default_deadline::END_BEYOND_GRACE)).await
+        {
+            Ok(cell) => cell,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let grace = at_most_a_day(grace.unwrap_or(cell.spec.stop.grace));
         let limit = self.limit(grace + default_deadline::END_BEYOND_GRACE);
         let deadline = Instant::now() + limit;
-        if let Some(cell) = cell {
-            self.shut_down(cell, grace, deadline, limit).await?;
-        }
+        self.shut_down(cell, grace, deadline, limit).await?;
         // It is gone. Of what runs without a record under its name nobody is to think so.
-        self.inner.unowned.check(key, end::SHUT_DOWN, deadline).await
+        self.inner.unowned.check(key, end::SHUT_DOWN, true, deadline).await
     }
 
     async fn pause(&self, key: &SandboxKey) -> Result<(), Error> {
@@ -411,12 +434,13 @@ impl Controller for Keeper {
     }
 
     async fn status(&self, key: &SandboxKey) -> Result<prost_types::Any, Error> {
-        let cell = self.cell(key, "ask for the status of")?;
+        let verb = "ask for the status of";
+        let cell = self.known(key, verb, self.limit(default_deadline::STATUS)).await?;
         Ok(status::asked(&cell, self.limit(default_deadline::STATUS)).await)
     }
 
     async fn wait(&self, key: &SandboxKey) -> Result<Exit, Error> {
-        match self.cell(key, "wait for")?.wait()? {
+        match self.known(key, "wait for", self.within.unwrap_or(LONGEST_LIMIT)).await?.wait()? {
             Wait::Ended(exit) => Ok(exit),
             Wait::Pending(wait) => self.bounded(key, "wait for", wait.told()).await?,
         }

@@ -10,11 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::actor::{Cell, Definition, Keepsake, Restored, Services, Upward};
 use crate::error::{Error, ErrorKind};
@@ -69,7 +70,8 @@ impl Unowned {
     }
 
     /// Refuses a name under which something exists that no record leads to: another of that name would be a second one, and
-    /// it is not gone. Where records were lost, it waits until it is known what exists.
+    /// it is not gone. Where records were lost, it waits until it is known what exists; `has_record` says that this one's was
+    /// not.
     ///
     /// # Errors
     /// - `FailedPrecondition`: something has this name.
@@ -78,6 +80,7 @@ impl Unowned {
         &self,
         key: &SandboxKey,
         verb: &'static str,
+        has_record: bool,
         deadline: Instant,
     ) -> Result<(), Error> {
         if self.lost_some && timeout_at(deadline, self.listed()).await.is_err() {
@@ -91,6 +94,11 @@ impl Unowned {
             let found = format!("life {} of it exists without a record: {}", orphan.life, orphan.description);
             return Err(refused(found)
                 .remedy("end what has no record with `sandkeeper fsck --end-orphans`, or use another name"));
+        }
+        if self.lost_some && !has_record && self.is_unlisted.load(Ordering::Acquire) {
+            let found = "records were lost, and it cannot be told whether one of this name runs";
+            return Err(refused(found.to_owned())
+                .remedy("see in the log why, cure that, and open the keeper again; or use another keeper"));
         }
         if self.is_unserved(key) {
             let found = "this keeper cannot serve its record, and it may run";
@@ -141,13 +149,17 @@ impl Lost {
 #[derive(Default)]
 struct Found {
     /// What gets its record back.
-    rebuilt: Vec<Survivor>,
+    rebuilt: Vec<(Survivor, Arc<dyn Runtime>)>,
     /// What is to be ended.
     nobodys: Vec<(Survivor, Arc<dyn Runtime>)>,
 }
 
 /// How many actors the registry activates before it looks at what else it is told.
 const RESTORED_AT_A_TIME: usize = 128;
+
+/// How often, after the first time, what failed is tried again, and after which pause.
+const MOST_TRIES: u32 = 4;
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a recovery works with.
 pub(super) struct Recovery {
@@ -199,7 +211,7 @@ impl Recovery {
         let told = Arc::clone(&unowned);
         let look = tokio::spawn(async move {
             let Found { rebuilt, nobodys } = self.look_for_survivors(&told, &lost).await;
-            self.make_known(&rebuilt).await;
+            self.make_known(rebuilt, &told).await;
             told.look.send_replace(Look::Ending);
             for (survivor, runtime) in nobodys {
                 if let Err(error) = runtime.end_survivor(&survivor).await {
@@ -207,7 +219,7 @@ impl Recovery {
                     told.list(survivor, &runtime);
                 }
             }
-            if !lost.some() {
+            if !lost.some() && !told.is_unlisted.load(Ordering::Acquire) {
                 self.remove_remains(&told).await;
             }
             told.look.send_replace(Look::Over);
@@ -245,20 +257,30 @@ impl Recovery {
                 cell.is_some_and(|cell| is_of(&cell) && cell.pulse().life() >= life)
                     || unowned.is_unserved(key)
             };
-            let survivors = runtime.survivors(&is_known).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "what an earlier backend has left cannot be listed");
-                unowned.is_unlisted.store(true, Ordering::Release);
-                Vec::new()
-            });
+            let mut tries = 1..=MOST_TRIES;
+            let survivors = loop {
+                match runtime.survivors(&is_known).await {
+                    Ok(survivors) => break survivors,
+                    Err(error) => {
+                        tracing::error!(%error, "what an earlier backend has left cannot be listed");
+                    }
+                }
+                if tries.next().is_none() {
+                    unowned.is_unlisted.store(true, Ordering::Release);
+                    break Vec::new();
+                }
+                sleep(TRY_AGAIN).await;
+            };
             for survivor in survivors {
                 let has_namesake = self.index.cell(&survivor.key).is_some();
-                if lost.some() && !has_namesake && self.restored(&survivor).is_some() {
+                let may_be_lost = lost.anybodys || lost.of.contains(&survivor.key);
+                if may_be_lost && !has_namesake && self.restored(&survivor).is_some() {
                     tracing::warn!(sandbox = %survivor.key, life = %survivor.life, "its record was lost, and is made anew");
-                    rebuilt.push(survivor);
+                    rebuilt.push((survivor, Arc::clone(runtime)));
                     continue;
                 }
                 let Survivor { key, life, description, .. } = &survivor;
-                if lost.anybodys || lost.of.contains(key) {
+                if may_be_lost {
                     tracing::warn!(sandbox = %key, %life, description, "it has no record, and records were lost: it is listed");
                     unowned.list(survivor, runtime);
                 } else {
@@ -270,19 +292,31 @@ impl Recovery {
         Found { rebuilt, nobodys }
     }
 
-    /// Returns when the registry knows them, and they count by themselves. One that fails takes along what it was told.
-    async fn make_known(&self, rebuilt: &[Survivor]) {
-        let registry = &self.services.registry;
-        loop {
-            for restored in rebuilt.iter().filter_map(|survivor| self.restored(survivor)) {
-                registry.send(Upward::Rebuild(Box::new(restored)));
+    /// Returns when the registry knows them, and they count by themselves. One that fails takes along what it was told. What
+    /// cannot be made known is listed.
+    async fn make_known(&self, mut rebuilt: Vec<(Survivor, Arc<dyn Runtime>)>, unowned: &Unowned) {
+        for _ in 0..=MOST_TRIES {
+            let tell = |(survivor, runtime)| {
+                let (known, answer) = oneshot::channel();
+                if let Some(restored) = self.restored(&survivor) {
+                    self.services.registry.send(Upward::Rebuild(Box::new(restored), known));
+                }
+                (survivor, runtime, answer)
+            };
+            let told: Vec<_> = rebuilt.drain(..).map(tell).collect();
+            for (survivor, runtime, answer) in told {
+                match answer.await {
+                    Ok(true) => {}
+                    Ok(false) => unowned.list(survivor, &runtime),
+                    Err(_lost) => rebuilt.push((survivor, runtime)),
+                }
             }
-            let (heard, hears) = oneshot::channel();
-            registry.send(Upward::Heard(heard));
-            if hears.await.is_ok() || !registry.is_connected() {
+            if rebuilt.is_empty() {
                 return;
             }
+            sleep(TRY_AGAIN).await;
         }
+        rebuilt.into_iter().for_each(|(survivor, runtime)| unowned.list(survivor, &runtime));
     }
 
     async fn remove_remains(&self, unowned: &Unowned) {

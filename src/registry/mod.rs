@@ -123,9 +123,11 @@ impl Actor for Registry {
             Upward::Restore(cells) => {
                 cells.iter().for_each(|cell| routing.go_on_with(cell));
             }
-            Upward::Rebuild(restored) => routing.rebuild(*restored),
-            // Whoever wanted to know may have gone.
-            Upward::Heard(told) => drop(told.send(())),
+            Upward::Rebuild(restored, known) => {
+                let is_known = routing.rebuild(*restored);
+                // Whoever wanted to know may have gone.
+                let _ = known.send(is_known);
+            }
             Upward::Heal => routing.heal(),
             #[cfg(feature = "testing")]
             Upward::Panic => panic!("asked to fail, for a test"),
@@ -187,16 +189,20 @@ impl Routing {
     }
 
     /// Makes a sandbox known whose record was lost. Where somebody has taken its name meanwhile, it is in that one's way, and
-    /// ends by it.
-    fn rebuild(&self, restored: Restored) {
+    /// ends by it. Whether somebody has the name now.
+    fn rebuild(&self, restored: Restored) -> bool {
         let key = restored.key;
         if self.index.cell(&key).is_some() {
-            return;
+            return true;
         }
         match restore(&self.services, &self.index, restored) {
             Ok(cell) => self.go_on_with(&cell),
-            Err(error) => tracing::error!(sandbox = %key, %error, "a record cannot be made anew"),
+            Err(error) => {
+                tracing::error!(sandbox = %key, %error, "a record cannot be made anew");
+                return false;
+            }
         }
+        true
     }
 
     fn forward(&self, cell: &Arc<Cell>, call: Box<Call>) {
@@ -311,9 +317,12 @@ impl Routing {
             let pulse = cell.upgrade().map(|cell| cell.pulse());
             pulse.is_some_and(|pulse| pulse.phase() == Phase::Stopped && pulse.life() == *life)
         };
-        // If it is of another life, this one has been started again or is gone.
-        let Some((_, exit)) = cell.snapshot().1.exit.filter(|(of, _)| *of == life) else { return };
-        self.stopped.insert((exit.at_unix_nanos, life), Arc::downgrade(cell));
+        let facts = cell.snapshot().1;
+        if facts.exit.is_none_or(|(of, _)| of != life) {
+            // This one has been started again, or is gone.
+            return;
+        }
+        self.stopped.insert((facts.stopped_at_unix_nanos, life), Arc::downgrade(cell));
         if self.stopped.len() > self.services.bounds.stopped {
             self.stopped.retain(still_stopped);
         }

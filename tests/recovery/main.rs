@@ -171,6 +171,24 @@ async fn the_oldest_stopped_records_go_first_after_a_restart() {
     }
 }
 
+/// Goal: an end that nobody saw, and that has no time, is as new as the moment in which it was known. Method: of two records one is
+/// let go of: the one that stopped long before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_only_now_found_lost_is_not_the_oldest() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), MemoryRuntime::new());
+    let keeper = open(dir.path(), &runtime).await;
+    keeper.run(&key("lost"), spec("x")).await.unwrap();
+    keeper.run(&key("old"), spec("x")).await.unwrap();
+    keeper.stop(&key("old"), None).await.unwrap();
+    drop(keeper);
+    runtime.forget(&key("lost"));
+    let builder = builder_with(|| Journal::open(dir.path()), &runtime).await;
+    let keeper = builder.stopped_records(1).build().unwrap();
+    settled(&keeper).await;
+    until("one is let go of", || keeper.len() == 1).await;
+    assert_eq!(phase(&keeper, &key("lost")), "stopped");
+}
+
 /// C05: those that ended meanwhile are stopped, with their status; those of which nothing is left are lost, and never 0.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ended_meanwhile_is_told() {

@@ -68,7 +68,6 @@ async fn what_cannot_be_gone_on_with_is_listed_where_its_record_is_damaged() {
     })
     .await;
     runtime.lose_keepsake(&bare);
-    runtime.lose_keepsake(&nobodys);
     for round in 0..2 {
         let keeper = open(dir.path(), &runtime).await;
         settled(&keeper).await;
@@ -216,6 +215,38 @@ async fn names_wait_until_it_is_known_what_exists() {
     assert_eq!(runtime.existing(), []);
 }
 
+/// Goal: while it is not known what exists, nobody is told that something does not. Method: verbs that come during the listing are
+/// answered as after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_light_is_not_called_gone_before() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), MemoryRuntime::new());
+    let keeper = open(dir.path(), &runtime).await;
+    let keys = ["stopped", "shut-down", "waited-for", "asked"].map(key);
+    for key in &keys {
+        keeper.run(key, spec("a")).await.unwrap();
+    }
+    drop(keeper);
+    until("its lock is free", || Journal::open(dir.path()).is_ok()).await;
+    std::fs::write(dir.path().join("journal.redb"), "").unwrap();
+    runtime.script_listing(Step { delay: MS(300), instead: None });
+    let keeper = open(dir.path(), &runtime).await;
+    let [stopped, shut_down, waited_for, asked] = keys;
+    let wait = tokio::spawn({
+        let keeper = keeper.clone();
+        async move { keeper.wait(&waited_for).await }
+    });
+    let (stop, shutdown, status) =
+        tokio::join!(keeper.stop(&stopped, None), keeper.shutdown(&shut_down, None), keeper.status(&asked));
+    (stop.unwrap(), shutdown.unwrap(), status.unwrap());
+    settled(&keeper).await;
+    assert_eq!(phase(&keeper, &stopped), "stopped");
+    let left: Vec<_> = runtime.running().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.contains(&waited_for) && left.contains(&asked));
+    runtime.exit(&waited_for, ExitReason::Exited(4));
+    assert_eq!(wait.await.unwrap().unwrap().reason, ExitReason::Exited(4));
+}
+
 /// Goal: a backend that cannot say what it has left does not lead to that being accepted as lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_listed_is_not_accepted_as_lost() {
@@ -228,6 +259,8 @@ async fn what_was_not_listed_is_not_accepted_as_lost() {
     runtime.script_listing(Step { delay: Duration::ZERO, instead: Some(Instead::Fail(ErrorKind::Internal)) });
     let keeper = open(dir.path(), &runtime).await;
     assert_eq!(keeper.end_orphans().await.0, 0);
+    assert_taken(&keeper, &key("a"), "cannot be told").await;
+    assert_eq!(runtime.running().len(), 1, "nobody took its name, and its place");
     drop(keeper);
     runtime.script_listing(Step::default());
     let keeper = open(dir.path(), &runtime).await;

@@ -28,10 +28,14 @@ pub(super) struct Ballast {
 }
 
 impl Ballast {
-    pub(super) fn hold(path: PathBuf) -> Self {
-        let mut ballast = Self { path, held: false };
-        ballast.restore();
-        ballast
+    /// Not held yet.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path, held: false }
+    }
+
+    /// Whether one was left there.
+    pub(super) fn exists(&self) -> bool {
+        self.path.exists()
     }
 
     pub(super) fn is_held(&self) -> bool {

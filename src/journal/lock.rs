@@ -62,15 +62,14 @@ pub(super) fn mention_file_system(dir: &Path) {
 
 /// A directory that is ours for as long as this is kept. The kernel holds it, so it ends with the process at the latest.
 pub(super) struct Lock {
-    _file: File,
-    /// Whether the directory has been locked before, and so was a journal's already.
+    file: File,
+    /// Whether the directory was a journal's already.
     pub(super) used: bool,
 }
 
 impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("lock");
-        let used = path.exists();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).map_err(|error| refused(&path, "open", error))?;
@@ -84,12 +83,22 @@ impl Lock {
                 Err(error) => return Err(refused(&path, "lock", error.into())),
             }
         }
-        // Without the number the lock is as good. On a full disk there is no room for it.
-        let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        if let Err(error) = noted {
-            tracing::debug!(path = %path.display(), %error, "cannot note who holds the lock");
+        let used = file.metadata().is_ok_and(|found| found.len() > 0);
+        let mut lock = Self { file, used };
+        if used {
+            lock.note_holder();
         }
-        Ok(Self { _file: file, used })
+        Ok(lock)
+    }
+
+    /// Notes who holds it, which also says that there is a journal. Without the number the lock is as good; on a full disk there
+    /// is no room for it.
+    pub(super) fn note_holder(&mut self) {
+        let file = &mut self.file;
+        let noted = file.rewind().and_then(|()| file.set_len(0));
+        if let Err(error) = noted.and_then(|()| writeln!(file, "{}", std::process::id())) {
+            tracing::debug!(%error, "cannot note who holds the lock");
+        }
     }
 }
 

@@ -145,16 +145,21 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Opens the file, or makes one.
-    pub(super) fn open(place: Place, lock: Lock) -> Result<(Self, Recovered), Error> {
-        let ballast = place.dir.join("ballast");
+    pub(super) fn open(place: Place, mut lock: Lock) -> Result<(Self, Recovered), Error> {
+        let mut ballast = Ballast::at(place.dir.join("ballast"));
         // They outlive the file if somebody takes that away; the ballast may have been given up.
         let used = lock.used || ballast.exists();
-        let mut ballast = Ballast::hold(ballast);
+        if used {
+            ballast.restore();
+        }
         let mut opened = open(&place, used);
         if matches!(opened, Err(Fault::Full(_))) && ballast.release() {
             opened = open(&place, used);
         }
         let (store, recovered, apart) = opened.map_err(|fault| fault.no_opening(&place.file()))?;
+        // In a fresh directory only now, since both say that there was a journal.
+        ballast.restore();
+        lock.note_holder();
         let writer = Self {
             shared: Arc::default(),
             place,

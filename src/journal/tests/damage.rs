@@ -263,6 +263,21 @@ fn a_file_that_was_taken_away_is_missed() {
     assert!(open(dir.path()).1.incomplete, "there is neither file nor ballast");
 }
 
+/// A first opening that comes to nothing leaves no sign of a journal that was lost.
+#[test]
+fn a_first_opening_that_is_cut_short_is_none() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), testing::Disk::default());
+    disk.refuse(true);
+    assert!(testing::open_on(dir.path(), &disk).is_err());
+    disk.refuse(false);
+    let journal = testing::open_on(dir.path(), &disk).unwrap();
+    assert!(!journal.take_recovered().unwrap().incomplete, "there was none");
+    // A kill in the middle of the first one leaves the lock alone.
+    let killed = tempfile::tempdir().unwrap();
+    std::fs::write(killed.path().join("lock"), "").unwrap();
+    assert!(!open(killed.path()).1.incomplete, "there was none");
+}
+
 /// A record in quarantine does not take along the one that was defined in its place, when the file is read as a damaged one.
 #[test]
 fn what_was_defined_anew_outlives_its_damaged_predecessor() {

@@ -237,7 +237,9 @@ async fn what_comes_to_light_is_not_called_gone_before() {
     });
     let (stop, shutdown, status) =
         tokio::join!(keeper.stop(&stopped, None), keeper.shutdown(&shut_down, None), keeper.status(&asked));
-    (stop.unwrap(), shutdown.unwrap(), status.unwrap());
+    stop.unwrap();
+    shutdown.unwrap();
+    status.unwrap();
     settled(&keeper).await;
     assert_eq!(phase(&keeper, &stopped), "stopped");
     let left: Vec<_> = runtime.running().into_iter().map(|(key, _)| key).collect();

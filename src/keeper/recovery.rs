@@ -250,11 +250,11 @@ impl Recovery {
         let Found { mut rebuilt, mut nobodys } = Found::default();
         for runtime in self.runtimes.values() {
             // An earlier life of a sandbox is known as well: its next one, or its end, removes it. A later one is not, nor one
-            // of another backend: nothing would.
+            // of another backend: nothing would. But where no record was lost, none is of a later life.
             let is_of = |cell: &Cell| ptr::addr_eq(Arc::as_ptr(&cell.runtime), Arc::as_ptr(runtime));
             let is_known = |key: &SandboxKey, life: Life| {
                 let cell = self.index.cell(key);
-                cell.is_some_and(|cell| is_of(&cell) && cell.pulse().life() >= life)
+                cell.is_some_and(|cell| is_of(&cell) && (!lost.some() || cell.pulse().life() >= life))
                     || unowned.is_unserved(key)
             };
             let mut tries = 1..=MOST_TRIES;

@@ -85,6 +85,7 @@ pub trait Runtime: Send + Sync + 'static {
     }
 
     /// What an earlier backend on the same state has left, and whose key and life are not `known`: nobody has a record of it.
+    /// Whoever knows a life of a key knows all before it: asked of the last one there can be, `known` answers for all of a key.
     async fn survivors(
         &self,
         _known: &(dyn for<'a> Fn(&'a SandboxKey, Life) -> bool + Send + Sync),

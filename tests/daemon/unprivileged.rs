@@ -350,6 +350,46 @@ fn what_an_ordinary_user_cannot_have_is_refused_by_name() {
     });
 }
 
+/// Goal: no way leads to the state directory, whatever it is called. Method: the directory mounted elsewhere, below something harmless,
+/// and the sockets alone; and the same mount of something harmless.
+#[test]
+fn other_mounts_of_the_state_directory_are_refused() {
+    block_on(async {
+        let given = Given::new();
+        let mut daemon = Daemon::start_as(given.plan());
+        let mut client = daemon.client().await;
+        let place = directory();
+        std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let (alias, harmless) = (place.path().join("a/alias"), place.path().join("harmless"));
+        std::fs::create_dir_all(&alias).unwrap();
+        std::fs::create_dir(&harmless).unwrap();
+        let showing = |source: &Path| {
+            let mut spec = counting();
+            spec.mounts.push(Mount { source: source.to_owned(), target: "/mnt".into(), writable: false });
+            spec
+        };
+        let sockets = daemon.state_dir.join("zygotes");
+        for shown in [&daemon.state_dir, &sockets] {
+            rustix::mount::mount_bind(shown, &alias).unwrap();
+            let mut errors = Vec::new();
+            for source in [&*alias, place.path()] {
+                errors.push(client.start(&key("refused"), Some(&showing(source))).await.err());
+            }
+            rustix::mount::unmount(&alias, rustix::mount::UnmountFlags::DETACH).unwrap();
+            for error in errors {
+                let error: Error = error.unwrap();
+                assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+                assert!(error.to_string().contains("would show the state directory"), "{error}");
+            }
+        }
+        rustix::mount::mount_bind(&harmless, &alias).unwrap();
+        let started = client.start(&key("free"), Some(&showing(place.path()))).await;
+        rustix::mount::unmount(&alias, rustix::mount::UnmountFlags::DETACH).unwrap();
+        started.unwrap();
+        daemon.terminate();
+    });
+}
+
 /// Goal: a root of the user's own and writable mounts work, owned by that user on the host. Method: a program that writes.
 #[test]
 fn directories_of_the_user_are_roots_and_mounts() {

@@ -88,6 +88,106 @@ fn a_mount_that_shows_the_state_directory_is_refused() {
     });
 }
 
+/// Unmounts it, whatever becomes of the test.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn bind(from: &Path, at: &Path) -> Self {
+        mount_bind(from, at).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+async fn refused(bed: &Bed, spec: SandboxSpec) -> String {
+    let instance = bed.instance("x", spec);
+    bed.runtime.create(&instance).await.unwrap();
+    let error = bed.runtime.start(&instance).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    bed.delete(&instance).await;
+    error.to_string()
+}
+
+/// Goal: what is mounted below a source comes along, and is looked at. Method: what holds the state directory, itself, and what is in
+/// it, each mounted deep below something harmless.
+#[test]
+fn a_mount_below_a_source_that_shows_the_state_directory_is_refused() {
+    block_on(async {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let bed = bed_below(place.path());
+        let state = place.path().join("state");
+        let (source, deep) = (bed.directory.join("source"), bed.directory.join("source/a/deep"));
+        std::fs::create_dir_all(&deep).unwrap();
+        for shown in [place.path(), &state, &state.join("zygotes")] {
+            let mounted = Mounted::bind(shown, &deep);
+            let mut root = showing(&source, Users::Host);
+            root.root = RootFs::Directory { path: source.clone(), writable: false };
+            root.mounts.clear();
+            for spec in [showing(&source, Users::Host), root] {
+                let error = refused(&bed, spec).await;
+                for part in [&source, &deep, &state] {
+                    assert!(error.contains(&part.display().to_string()), "{error} does not name {part:?}");
+                }
+            }
+            drop(mounted);
+        }
+        // A neighbour of it, mounted in the same way.
+        let neighbour = place.path().join("state-of-others");
+        std::fs::create_dir(&neighbour).unwrap();
+        let mounted = Mounted::bind(&neighbour, &deep);
+        let instance = bed.instance("x", showing(&source, Users::Host));
+        bed.run(&instance).await;
+        bed.delete(&instance).await;
+        drop(mounted);
+        bed.close().await;
+    });
+}
+
+/// Goal: whatever else takes commands can be named. Method: a socket outside of the state directory, by itself, in what holds it, by
+/// another mount, and in the host's root; its neighbours are free.
+#[test]
+fn what_the_configuration_names_is_off_limits_too() {
+    block_on(async {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (sockets, free) = (place.path().join("sockets"), place.path().join("sockets/free"));
+        std::fs::create_dir_all(&free).unwrap();
+        let socket = sockets.join("commands.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let state_dir = Some(place.path().join("state"));
+        let off_limits = vec![place.path().join("state/../sockets/commands.sock")];
+        let bed = Bed::with(LinuxConfig {
+            state_dir,
+            off_limits,
+            zygotes: 1,
+            ready_networks: 0,
+            ..LinuxConfig::default()
+        });
+        let alias = bed.directory.join("alias");
+        std::fs::write(&alias, "").unwrap();
+        let mounted = Mounted::bind(&socket, &alias);
+        for source in [&socket, &sockets, &alias, &bed.directory] {
+            let error = refused(&bed, showing(source, Users::Host)).await;
+            assert!(error.contains(&format!("off limits, {}", socket.display())), "{error}");
+        }
+        drop(mounted);
+        let instance = bed.instance("x", showing(&free, Users::Host));
+        bed.run(&instance).await;
+        bed.delete(&instance).await;
+        let mut spec = shell(&format!("[ -e {0} ] && ! [ -S {0} ]", socket.display()));
+        spec.isolation.users = Users::Host;
+        let instance = bed.instance("x", spec);
+        bed.run(&instance).await;
+        assert_eq!(bed.exit(&instance).await.reason, ExitReason::Exited(0));
+        bed.delete(&instance).await;
+        bed.close().await;
+    });
+}
+
 /// Goal: the host's root has nothing of the state directory. Method: look for its sockets there, as its owner.
 #[test]
 fn the_hosts_root_does_not_show_the_state_directory() {

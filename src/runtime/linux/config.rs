@@ -55,6 +55,9 @@ pub struct LinuxConfig {
     ///
     /// On tmpfs, what is written there counts to the memory of the sandbox it is from.
     pub log_dir: Option<PathBuf>,
+    /// What else is shown to no sandbox that has its owner among its users, beside the two directories: a socket on which the program
+    /// takes commands, say. It must be there.
+    pub off_limits: Vec<PathBuf>,
 }
 
 impl Default for LinuxConfig {
@@ -71,6 +74,7 @@ impl Default for LinuxConfig {
             exit_evidence: ExitEvidence::Best,
             adopt_by: AdoptBy::Best,
             log_dir: None,
+            off_limits: Vec::new(),
         }
     }
 }

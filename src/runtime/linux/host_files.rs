@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::Errno;
@@ -61,20 +61,6 @@ pub(super) fn open_tree(what: &str, path: &Path, attributes: Attributes) -> Resu
 pub(super) fn check_source(what: &str, path: &Path) -> Result<(), Error> {
     let opened = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     opened.map(drop).map_err(|errno| refused(what, path, errno.into()))
-}
-
-/// Refuses to show a sandbox `own_dirs`, or anything in them: as the same user, it could speak to this program or its zygotes there,
-/// and have them do whatever they can.
-pub(super) fn check_apart(spec: &SandboxSpec, own_dirs: &[PathBuf]) -> Result<(), Error> {
-    for (what, path, _) in sources(spec) {
-        let real = path.canonicalize().map_err(|error| refused(what, path, error))?;
-        if let Some(own) = own_dirs.iter().find(|own| own.starts_with(&real) || real.starts_with(own)) {
-            let found = format!("{what}, {path:?} on the host, would show {} to the sandbox", own.display());
-            return Err(Error::new(ErrorKind::FailedPrecondition, "start", found)
-                .remedy("show it a smaller directory, or keep the state directory elsewhere"));
-        }
-    }
-    Ok(())
 }
 
 /// What of the host a spec shows: the root's directory, if there is one, and a source per mount; and whether it is writable.
@@ -141,31 +127,6 @@ mod tests {
         let mut read = [0; 4];
         std::fs::File::from(input).read_exact(&mut read).unwrap();
         assert_eq!(&read, b"late");
-    }
-
-    /// Goal: no sandbox of the same user gets at the sockets in the state directory. Method: what holds it, what it holds, a link to
-    /// it, and a neighbour.
-    #[test]
-    fn a_state_directory_is_not_shown() {
-        let scratch = Scratch::new();
-        let at = |name: &str| scratch.0.join(name);
-        for dir in ["state/zygotes", "state-of-others"] {
-            std::fs::create_dir_all(at(dir)).unwrap();
-        }
-        std::os::unix::fs::symlink(at("state"), at("link")).unwrap();
-        let own = [at("state").canonicalize().unwrap()];
-        let shown = |source: PathBuf| {
-            let mount = crate::spec::Mount { source, target: "/mnt".into(), writable: false };
-            check_apart(&SandboxSpec { mounts: vec![mount], ..SandboxSpec::default() }, &own)
-        };
-        for source in ["", "state", "state/zygotes", "link", "link/zygotes", "state-of-others/../state"] {
-            let error = shown(at(source)).expect_err(source);
-            assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-            assert!(error.to_string().contains("would show"), "{error}");
-        }
-        shown(at("state-of-others")).unwrap();
-        let root = RootFs::Directory { path: "/".into(), writable: false };
-        assert!(check_apart(&SandboxSpec { root, ..SandboxSpec::default() }, &own).is_err());
     }
 
     #[test]

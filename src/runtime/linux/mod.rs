@@ -19,7 +19,7 @@
 //! backend on that directory finds them (`greet`, `find`).
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -84,6 +84,7 @@ mod sandbox;
 mod seccomp;
 mod start;
 mod state_dir;
+mod submounts;
 mod sys;
 mod tree;
 mod usage;
@@ -102,6 +103,7 @@ use ids::Ids;
 use log::Logs;
 use machine::Machine;
 use netns::Networks;
+use off_limits::OffLimits;
 use past::Past;
 use protocol::VERSION;
 use sandbox::Lives;
@@ -143,6 +145,8 @@ struct Inner {
     openers: Workers,
     /// Where logs are, if there is such a place.
     logs: Option<Arc<Logs>>,
+    /// What no sandbox of its owner is shown.
+    off_limits: Arc<OffLimits>,
     /// Gone once it is closed.
     zygotes: Mutex<Option<Arc<Zygotes>>>,
     exits: Arc<ExitWatch>,
@@ -185,6 +189,8 @@ impl LinuxRuntime {
         let openers = Workers::on_demand(OPENERS);
         // Whoever has no right to make one of the host's makes it with the sandbox.
         let one_user = machine.rights.one_user().is_some();
+        let of_state = state.as_ref().map(|state| &*state.path);
+        let off_limits = OffLimits::find(one_user, of_state, config.log_dir.as_deref(), &config.off_limits)?;
         let ready_networks = if one_user { 0 } else { config.ready_networks };
         let networks = Arc::new(Networks::start(ready_networks).map_err(failed)?);
         let [group, leaf, parent] = tree.share().map_err(failed)?;
@@ -222,6 +228,7 @@ impl LinuxRuntime {
             workers,
             openers,
             logs,
+            off_limits: Arc::new(off_limits),
             zygotes: Mutex::new(Some(zygotes)),
             exits,
             exit_thread: Mutex::new(Some(thread)),
@@ -322,12 +329,6 @@ impl Inner {
         self.machine.rights.check(spec)?;
         self.check_log(spec)?;
         self.tree.controllers.check(&spec.limits)
-    }
-
-    /// The directories through which this program and its zygotes are spoken to.
-    fn own_dirs(&self) -> Vec<PathBuf> {
-        let state = self.state.as_ref().map(|state| state.path.clone());
-        state.into_iter().chain(self.config.log_dir.clone()).collect()
     }
 
     /// Refuses once it is closed.

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ids::BLOCK;
-use super::off_limits::OffLimits;
 use super::plan::{IdMap, Plan, PlanNetwork, isolation_in_force};
 use super::protocol::Child;
 use super::rights::OneUser;
 use super::sandbox::{Busy, Leader, Sandbox, Stage};
 use super::tree::Claim;
 use super::zygote::Files;
-use super::{Inner, group, host_files, kernel_error, log, mark, netns};
+use super::{Inner, group, kernel_error, log, mark, netns};
 use crate::error::{Error, ErrorKind};
 use crate::runtime::{Instance, Started};
 use crate::spec::{Network, RootFs, SandboxSpec, Stdio, Users};
@@ -150,9 +149,8 @@ impl Inner {
         let workers = if names_paths(&sandbox.instance.spec) { &self.openers } else { &self.workers };
         let (networks, logs) = (Arc::clone(&self.networks), self.logs.clone());
         let stays = self.past.is_some();
-        let state = self.state.as_ref().map(|state| state.path.clone());
         let ids = self.id_map(&sandbox);
-        let own_dirs = self.own_dirs();
+        let off_limits = Arc::clone(&self.off_limits);
         let open = move || {
             let instance = &sandbox.instance;
             let number = sandbox.state().group;
@@ -161,9 +159,6 @@ impl Inner {
                 .map_err(|error| kernel_error("start", "its cgroup", error))?
                 .ok_or_else(group_is_gone)?;
             let is_one_user = ids.is_some_and(|ids| ids.one_user);
-            if is_one_user {
-                host_files::check_apart(&instance.spec, &own_dirs)?;
-            }
             let (given, network) = match &instance.spec.network {
                 // The host could give none. Made with the sandbox, it belongs to it.
                 Network::New if is_one_user => (PlanNetwork::Fresh, None),
@@ -174,15 +169,10 @@ impl Inner {
                 // The zygotes' own, which is empty.
                 Network::None => (PlanNetwork::Host, None),
             };
-            let mut plan = match OffLimits::of(&instance.spec, state.as_deref()) {
-                None => Plan::new(instance, ids, given)?,
-                Some(off_limits) => {
-                    let covered = off_limits.cover(instance)?;
-                    let plan = Plan::new(&covered, ids, given)?;
-                    off_limits.check(&covered.spec, &plan)?;
-                    plan
-                }
-            };
+            let off_limits = off_limits.of(&instance.spec);
+            let covered = off_limits.cover(instance)?;
+            let mut plan = Plan::new(&covered, ids, given)?;
+            off_limits.check(&covered.spec, &plan)?;
             // Nobody waits for what comes too late, and another life may have this name by now, here or with the next backend.
             let check = || {
                 sandbox.check_not_ending("start")?;

@@ -74,6 +74,7 @@ fn linux_config(config: &Config) -> LinuxConfig {
     LinuxConfig {
         state_dir: Some(config.state_dir.clone()),
         log_dir: Some(config.log_dir.clone()),
+        off_limits: vec![config.socket.clone()],
         id_start: config.id_start.unwrap_or(default.id_start),
         id_blocks: config.id_blocks.unwrap_or(default.id_blocks),
         zygotes: config.zygotes.unwrap_or(default.zygotes),

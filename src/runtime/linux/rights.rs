@@ -217,6 +217,10 @@ impl OneUser {
                 "limits per user",
                 format!("processes (RLIMIT_NPROC), pending signals, inotify watches and namespaces of all sandboxes count as user {uid}'s together"),
             ),
+            (
+                "standard input",
+                format!("a file given as standard input, read-only as it is opened, can be opened anew for writing (/proc/self/fd/0) where user {uid} may write it"),
+            ),
             ("roots", "the host's root cannot be shown, only a directory or mounts, each with all that is mounted below".to_owned()),
             ("networks", "only none, or a new one with a loopback device; no namespace of the host's can be joined".to_owned()),
             (

@@ -34,7 +34,7 @@ pub(crate) const DETACHED: u32 = 1 << 17;
 /// network's loopback is brought up here.
 pub(crate) const ONE_USER: u32 = 1 << 18;
 
-/// Bits of the first byte of a source; its path follows.
+/// Bits of the first byte of a source. What was found there follows, as device and inode in 16 hexadecimal digits each, then its path.
 pub(crate) mod source {
     /// Always set: a text holds no byte 0.
     pub(crate) const IS_ONE: u8 = 1;

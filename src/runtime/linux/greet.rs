@@ -33,6 +33,8 @@ pub(super) struct Greeting {
     pub(super) version: u32,
     /// Whether it makes nothing any more, after a host of another version has come by.
     pub(super) retired: bool,
+    /// Whether it has the rights of one ordinary user.
+    pub(super) one_user: bool,
     pub(super) connection: Connection,
     pub(super) children: Vec<Child>,
 }
@@ -105,7 +107,8 @@ fn take_over(
     make_room(&socket).map_err(refusal_of)?;
     let doorbell = Doorbell { sockets: Arc::clone(sockets), name: name.to_owned() };
     let connection = Connection { pid: welcome.pid, pidfd, socket, child: None, doorbell: Some(doorbell) };
-    Ok(Greeting { version, retired: welcome.retired != 0, connection, children })
+    let (retired, one_user) = (welcome.retired != 0, welcome.one_user != 0);
+    Ok(Greeting { version, retired, one_user, connection, children })
 }
 
 fn pidfd_of(pid: u32) -> Result<OwnedFd, Refusal> {

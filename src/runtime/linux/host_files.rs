@@ -57,10 +57,14 @@ pub(super) fn open_tree(what: &str, path: &Path, attributes: Attributes) -> Resu
     if result == 0 { Ok(tree) } else { Err(refuse(io::Error::last_os_error())) }
 }
 
-/// Looks whether there is anything at `path` that this process's user may reach.
-pub(super) fn check_source(what: &str, path: &Path) -> Result<(), Error> {
+/// A directory or file, by whatever path: its device, and its number there.
+pub(super) type Identity = (u64, u64);
+
+/// What is at `path`, if this process's user may reach it.
+pub(super) fn check_source(what: &str, path: &Path) -> Result<Identity, Error> {
     let opened = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    opened.map(drop).map_err(|errno| refused(what, path, errno.into()))
+    let stat = opened.and_then(rustix::fs::fstat);
+    stat.map(|stat| (stat.st_dev, stat.st_ino)).map_err(|errno| refused(what, path, errno.into()))
 }
 
 /// What of the host a spec shows: the root's directory, if there is one, and a source per mount; and whether it is writable.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::host_files;
+use super::host_files::{self, Identity};
 use super::kernel_error;
 use super::plan::Plan;
 use super::state_dir;
@@ -52,9 +52,6 @@ impl Place {
 }
 
 const STATE: &str = "the state directory";
-
-/// A directory or file, by whatever path.
-type Identity = (u64, u64);
 
 /// What a path leads to.
 struct Shown {
@@ -144,8 +141,13 @@ impl OffLimits {
         let state = self.places.iter().find(|place| place.is_state());
         let cover = state.map(|state| state.path.join(state_dir::EMPTY));
         let mut trees = plan.trees();
+        let mut checked = plan.sources.iter().copied();
         for (what, path, _) in host_files::sources(spec) {
-            let tree = trees.next();
+            let opened = match trees.next() {
+                Some(tree) => rustix::fs::fstat(tree).ok().map(|stat| identity(&stat)),
+                // As a builder will find it, or else refuse it.
+                None => checked.next(),
+            };
             // What is covered, and what covers it.
             let is_root = spec.root == RootFs::HostReadOnly && what == "the root";
             if is_root || cover.as_deref() == Some(path) {
@@ -154,9 +156,7 @@ impl OffLimits {
             let shown = shown(path)
                 .map_err(|error| kernel_error("start", format!("{what}, {path:?}"), error.into()))?;
             // A link on the way may have been turned between the two looks: what counts is what was opened.
-            let is_other = tree.is_some_and(|tree| {
-                rustix::fs::fstat(tree).map(|stat| identity(&stat)) != Ok(shown.identity)
-            });
+            let is_other = opened != Some(shown.identity);
             for (place, (own, positions)) in self.places.iter().zip(&known) {
                 let by_path = shown.real.starts_with(&place.path) || place.path.starts_with(&shown.real);
                 let by_mount = |position| mounts.showing(&shown.real, shown.mount, position);

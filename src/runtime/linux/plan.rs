@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::host_files::{self, Attributes};
+use super::host_files::{self, Attributes, Identity};
 use super::protocol::{Fixed, Instruction, MAX_MESSAGE, PlanRlimit, bytes_of, flag};
 use super::seccomp;
 use crate::error::{Error, ErrorKind};
@@ -66,6 +66,8 @@ pub(super) struct Plan {
     pub(super) takes_network: bool,
     /// The root's tree, if there is one, and a tree per mount; none where a builder opens them by itself.
     pub(super) trees: Vec<OwnedFd>,
+    /// What a builder opens by itself instead, as it was found here.
+    pub(super) sources: Vec<Identity>,
     pub(super) stdio: Vec<OwnedFd>,
 }
 
@@ -90,9 +92,7 @@ impl Plan {
         check_targets(spec)?;
         let opened_there = ids.is_some_and(|ids| ids.one_user);
         let trees = if opened_there { Vec::new() } else { open_trees(spec)? };
-        if opened_there {
-            check_sources(spec)?;
-        }
+        let sources = if opened_there { check_sources(spec)? } else { Vec::new() };
         let (stdio_flags, stdio) = open_stdio(spec.process.as_ref())?;
         let mut flags = stdio_flags | flags_of(spec, ids, network);
         let built = spec.root != RootFs::Minimal || !spec.mounts.is_empty();
@@ -104,7 +104,7 @@ impl Plan {
         let id = &id.as_str()[..id.as_str().len().min(bounds::HOSTNAME_BYTES)];
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_owned());
         let filter = filter_of(spec);
-        let body = Body { spec, flags, ids, filter: &filter, hostname: &hostname };
+        let body = Body { spec, flags, ids, sources: &sources, filter: &filter, hostname: &hostname };
         Ok(Self {
             key: *key,
             program: spec.process.as_ref().and_then(|process| process.args.first().cloned()),
@@ -113,6 +113,7 @@ impl Plan {
             build: built.then(|| body.build()).transpose()?,
             takes_network: network == PlanNetwork::Given,
             trees,
+            sources,
             stdio,
         })
     }
@@ -190,7 +191,7 @@ pub(super) fn exec_body(
         | set(ids.is_some_and(|ids| ids.one_user), flag::ONE_USER)
         | set(spec.isolation.allow_new_privileges, flag::NEW_PRIVILEGES);
     let filter = filter_of(&like);
-    Body { spec: &like, flags, ids: None, filter: &filter, hostname: "" }.spawn()
+    Body { spec: &like, flags, ids: None, sources: &[], filter: &filter, hostname: "" }.spawn()
 }
 
 /// Refuses targets that could not be seen afterwards, or would keep the sandbox's own /proc from being
@@ -234,9 +235,9 @@ fn open_trees(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Error> {
     Ok(trees)
 }
 
-/// Looks whether a builder will be able to open them, since it could not say which it was.
-fn check_sources(spec: &SandboxSpec) -> Result<(), Error> {
-    host_files::sources(spec).try_for_each(|(what, path, _)| host_files::check_source(what, path))
+/// Looks whether a builder will be able to open them, since it could not say which it was; and what they are.
+fn check_sources(spec: &SandboxSpec) -> Result<Vec<Identity>, Error> {
+    host_files::sources(spec).map(|(what, path, _)| host_files::check_source(what, path)).collect()
 }
 
 fn open_stdio(process: Option<&ProcessSpec>) -> Result<(u32, Vec<OwnedFd>), Error> {
@@ -262,6 +263,7 @@ struct Body<'a> {
     spec: &'a SandboxSpec,
     flags: u32,
     ids: Option<IdMap>,
+    sources: &'a [Identity],
     filter: &'a [Instruction],
     hostname: &'a str,
 }
@@ -318,9 +320,7 @@ impl Body<'_> {
         let mut writer = Writer(Vec::with_capacity(256));
         let mounts = u32::try_from(self.spec.mounts.len()).unwrap_or(u32::MAX);
         let nothing = Fixed { groups: 0, rlimits: 0, instructions: 0, args: 0, variables: 0, ..self.fixed() };
-        let opened_there = self.ids.is_some_and(|ids| ids.one_user);
-        let sources: Vec<_> = host_files::sources(self.spec).filter(|_| opened_there).collect();
-        let count = u32::try_from(sources.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(self.sources.len()).unwrap_or(u32::MAX);
         writer.value(&Fixed { mounts, sources: count, ..nothing });
         // No host name, no working directory, no search path.
         for _ in 0..3 {
@@ -330,9 +330,10 @@ impl Body<'_> {
             writer.text(mount.target.as_os_str().as_encoded_bytes());
         }
         let setuid = if self.spec.isolation.allow_new_privileges { flag::source::SETUID } else { 0 };
-        for (_, path, writable) in sources {
+        for ((_, path, writable), (device, inode)) in host_files::sources(self.spec).zip(self.sources) {
             let writable = if writable { flag::source::WRITABLE } else { 0 };
             writer.0.push(flag::source::IS_ONE | setuid | writable);
+            writer.0.extend(format!("{device:016x}{inode:016x}").bytes());
             writer.text(path.as_os_str().as_encoded_bytes());
         }
         writer.finish()

@@ -122,7 +122,8 @@ pub(crate) struct Welcome {
     pub(crate) children: u32,
     /// Whether it makes nothing any more: 1 if so.
     pub(crate) retired: u32,
-    pub(crate) padding: u32,
+    /// Whether it has the rights of one ordinary user, in a user namespace of its own: 1 if so.
+    pub(crate) one_user: u32,
 }
 
 /// What precedes the children in a List. Part of the base protocol.

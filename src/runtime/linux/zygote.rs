@@ -89,7 +89,7 @@ pub(super) struct Spawned {
 /// next host instead.
 pub(super) struct Zygotes {
     slots: Box<[RwLock<Arc<Process>>]>,
-    /// Of another version than this program. They keep the children they have, and end with the last.
+    /// Of another version than this program, or with other rights. They keep the children they have, and end with the last.
     old: RwLock<Vec<Arc<Process>>>,
     init: OwnedFd,
     groups: Groups,
@@ -113,7 +113,7 @@ impl Zygotes {
     /// milliseconds. What children there are comes back beside it. Must be called inside a tokio runtime, which then watches
     /// them.
     ///
-    /// With `sockets` they outlive this program. Those of another version than `version` are only waited for. After an error without
+    /// With `sockets` they outlive this program. Those of another version than `version`, or with other rights, are only waited for. After an error without
     /// `sockets` the groups may be gone: a zygote that was ready has cleaned up.
     ///
     /// # Errors
@@ -128,26 +128,40 @@ impl Zygotes {
         version: u32,
     ) -> Result<(Arc<Self>, Vec<Found>), Error> {
         let init = init_file()?;
-        let serves = |greeting: &Greeting| greeting.version == version && !greeting.retired;
+        let serves = |greeting: &Greeting| {
+            greeting.version == version && greeting.one_user == one_user && !greeting.retired
+        };
         let ours = left.iter().filter(|greeting| serves(greeting)).count();
         let launching: Vec<_> = (ours..count.max(1))
             .map(|_| Launching::start(&init, &groups, one_user, sockets.as_ref()))
             .collect::<Result<_, _>>()?;
         let (mut slots, mut old, mut children) = (Vec::new(), Vec::new(), Vec::new());
+        let mut others = Vec::new();
         let mut ids = (0..).map(ZygoteId);
         for (greeting, id) in left.into_iter().zip(&mut ids) {
-            let (serves, version) = (serves(&greeting), greeting.version);
+            let (serves, version, its) = (serves(&greeting), greeting.version, greeting.one_user);
             let process = Process::new(id, greeting.connection)?;
             children.extend(greeting.children.into_iter().map(|child| (id, child)));
             if serves {
                 slots.push(RwLock::new(process));
-            } else if process.retire().is_ok() {
-                tracing::info!(zygote_pid = process.pid, version, "zygote of another version");
-                old.push(process);
+            } else {
+                others.push((process, version, its));
             }
         }
         for (launching, id) in launching.into_iter().zip(&mut ids) {
             slots.push(RwLock::new(launching.finish(id)?));
+        }
+        // Only now: one without children ends at once, and takes their cgroup along if it is alone in it.
+        for (process, version, its) in others {
+            if process.retire().is_ok() {
+                tracing::info!(
+                    zygote_pid = process.pid,
+                    version,
+                    one_user = its,
+                    "zygote of another version, or with other rights"
+                );
+                old.push(process);
+            }
         }
         let this = Arc::new(Self {
             slots: slots.into(),

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::super::plan::PlanNetwork;
+use super::super::plan::{IdMap, PlanNetwork};
+use super::super::protocol::VERSION;
 use super::super::rig::{
-    End, Rig, Root, cgroup_mount, files, make_root, new_network, nothing_is_left, ok, open_dir, plan,
-    plan_with, refused, shell, until,
+    End, Rig, Root, Scratch, cgroup_mount, files, make_root, new_network, nothing_is_left, ok, open_dir,
+    plan, plan_with, refused, shell, until,
 };
+use super::super::state_dir::StateDir;
 use super::*;
 use crate::spec::{ProcessSpec, RootFs, SandboxSpec};
 
@@ -341,4 +343,55 @@ fn kilobytes(pid: u32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Goal: what a builder opens is what was judged. Method: a plan of a directory that is replaced before it is opened, beside one that
+/// is not, for a zygote with a user namespace of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_replaced_meanwhile_is_not_shown() {
+    let (root, groups) = make_root();
+    let (zygotes, _) = Zygotes::take_over(1, groups, true, None, Vec::new(), VERSION).unwrap();
+    let rig = Rig { zygotes, root: Root(root) };
+    let scratch = Scratch::new();
+    let source = scratch.0.join("source");
+    fs::create_dir(&source).unwrap();
+    let planned = || {
+        let mount = crate::spec::Mount { source: source.clone(), target: "/tmp".into(), writable: false };
+        let spec = SandboxSpec { mounts: vec![mount], ..SandboxSpec::default() };
+        Plan::new(&super::super::rig::instance(spec), Some(IdMap::of_one_user(0)), PlanNetwork::Fresh)
+    };
+    let (first, second) = (ok(planned()), ok(planned()));
+    let spawned = ok(rig.zygotes.spawn(&first, rig.files()).await);
+    pidfd_send_signal(&spawned.pidfd, Signal::KILL).unwrap();
+    rig.end_of(spawned).await;
+    fs::rename(&source, scratch.0.join("elsewhere")).unwrap();
+    fs::create_dir(&source).unwrap();
+    let error = rig.zygotes.spawn(&second, rig.files()).await.unwrap_err().to_string();
+    assert!(error.contains("opening the root or the source of a mount") && error.contains("tale"), "{error}");
+    nothing_is_left(&rig).await;
+}
+
+/// Goal: nobody's sandboxes are made with another's rights. Method: a zygote that was left by an ordinary user's backend, found by
+/// one with all rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zygote_with_other_rights_makes_nothing_any_more() {
+    let scratch = Scratch::new();
+    let state = StateDir::take(&scratch.0, Duration::from_secs(60)).unwrap();
+    let (root, groups) = make_root();
+    let again = Groups {
+        root: open_dir(&root),
+        leaf: open_dir(&root.join("zygotes")),
+        parent: open_dir(&cgroup_mount()),
+    };
+    let sockets = Some(Arc::clone(&state.sockets));
+    let (first, _) = Zygotes::take_over(1, groups, true, sockets, Vec::new(), VERSION).unwrap();
+    let old = first.pids()[0];
+    drop(first);
+    let left = crate::runtime::linux::greet::greet(&state.sockets).zygotes;
+    assert_eq!(left.iter().map(|left| left.one_user).collect::<Vec<_>>(), [true]);
+    let (second, _) = Zygotes::take_over(1, again, false, None, left, VERSION).unwrap();
+    assert_ne!(second.pick().unwrap().pid, old);
+    until("it ends, having no children", || !second.pids().contains(&old)).await;
+    drop(second);
+    drop(Root(root));
 }

@@ -11,7 +11,7 @@ use crate::line::Line;
 use crate::protocol::{Decoded, Report, Step, bytes_of, flag};
 use crate::sys::{self, AT_FDCWD, Fd, ms, ns};
 use crate::zygote::{HOST_MOUNTS, PROC, Received};
-use crate::{At, Failure, loopback, report_of, template};
+use crate::{At, Failure, loopback, orphan, report_of, template};
 
 /// What of /sys tells too much of the machine, or could change it.
 const MASKED_SYS: [&CStr; 3] = [c"/sys/firmware", c"/sys/devices/virtual/powercap", c"/sys/fs/bpf"];
@@ -89,7 +89,9 @@ fn open_source(text: &[u8]) -> Result<Fd, sys::Errno> {
     const READ_ONLY: u64 = 1;
     const NO_SETUID: u64 = 2;
     const NO_DEVICES: u64 = 4;
-    let (first, path) = text.split_first().ok_or(sys::EINVAL)?;
+    let (first, rest) = text.split_first().ok_or(sys::EINVAL)?;
+    let (device, rest) = number(rest)?;
+    let (inode, path) = number(rest)?;
     let path = CStr::from_bytes_with_nul(path).map_err(|_| sys::EINVAL)?;
     let mut attributes = NO_DEVICES;
     if first & flag::source::WRITABLE == 0 {
@@ -99,8 +101,23 @@ fn open_source(text: &[u8]) -> Result<Fd, sys::Errno> {
         attributes |= NO_SETUID;
     }
     let tree = sys::open_tree(path, true)?;
+    // Another may have been put there since the host judged what it found: that one nobody has.
+    if orphan::identity(tree, c"")? != (device, inode) {
+        return Err(sys::ESTALE);
+    }
     sys::set_attributes(tree, attributes)?;
     Ok(tree)
+}
+
+/// Sixteen hexadecimal digits, and what follows them.
+fn number(text: &[u8]) -> Result<(u64, &[u8]), sys::Errno> {
+    let (digits, rest) = text.split_at_checked(16).ok_or(sys::EINVAL)?;
+    let mut number = 0;
+    for digit in digits {
+        let digit = char::from(*digit).to_digit(16).ok_or(sys::EINVAL)?;
+        number = number << 4 | u64::from(digit);
+    }
+    Ok((number, rest))
 }
 
 /// Puts the root's tree in place and makes it the working directory.

@@ -116,13 +116,18 @@ pub(crate) fn open_dir(parent: Fd, name: &CStr) -> Result<Fd, Errno> {
 
 /// The inode number of what a descriptor leads to.
 pub(crate) fn inode(fd: Fd, path: &CStr) -> Result<u64, Errno> {
+    identity(fd, path).map(|(_, inode)| inode)
+}
+
+/// Its device, and its number there.
+pub(crate) fn identity(fd: Fd, path: &CStr) -> Result<(u64, u64), Errno> {
     const EMPTY_PATH: usize = 0x1000;
     // struct stat of x86_64: device, then inode.
     let mut stat = [0_u64; 18];
     let arguments = [fd as usize, path.as_ptr() as usize, stat.as_mut_ptr() as usize, EMPTY_PATH, 0];
     // SAFETY: a NUL-terminated string, and room for the 144 bytes of a struct stat.
     unsafe { sys::call(sys::NEWFSTATAT, arguments) }?;
-    Ok(stat[1])
+    Ok((stat[0], stat[1]))
 }
 
 /// Calls `each` with the name and inode of every directory in a directory, but `.` and `..`.

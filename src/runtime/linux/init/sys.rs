@@ -163,6 +163,7 @@ pub(crate) const ERANGE: Errno = 34;
 pub(crate) const ENAMETOOLONG: Errno = 36;
 pub(crate) const ENOSYS: Errno = 38;
 pub(crate) const EOPNOTSUPP: Errno = 95;
+pub(crate) const ESTALE: Errno = 116;
 
 pub(crate) const SIGKILL: u32 = 9;
 pub(crate) const SIGCHLD: u32 = 17;

@@ -109,7 +109,7 @@ pub(crate) fn run(users: Users) -> ! {
     let Ok(staying) = set_up else { sys::exit(1) };
     // SAFETY: here, and nowhere else.
     let children = unsafe { Children::new() };
-    Zygote { children, staying, retired: false }.serve_hosts(buffer)
+    Zygote { children, staying, users, retired: false }.serve_hosts(buffer)
 }
 
 /// What a zygote knows.
@@ -117,6 +117,8 @@ struct Zygote {
     children: Children,
     /// Nothing for one that ends with its host, and ends all sandboxes then.
     staying: Option<Staying>,
+    /// Whose rights it has.
+    users: Users,
     /// Whether it makes nothing any more.
     retired: bool,
 }
@@ -254,7 +256,7 @@ impl Zygote {
 
     fn welcome(&self, asked: Header) {
         let pid = sys::plain(sys::GETPID, [0; 5]).map_or(0, |pid| pid as u32);
-        let welcome = Welcome { pid, children: self.children.count() as u32, retired: u32::from(self.retired), padding: 0 };
+        let welcome = Welcome { pid, children: self.children.count() as u32, retired: u32::from(self.retired), one_user: u32::from(self.users == Users::One) };
         let _ = send(Kind::Hello, asked.request, bytes_of(&welcome), &[], None);
     }
 

@@ -223,22 +223,25 @@ impl Keeper {
 
     /// The sandbox of this name, once it is known which there are.
     async fn known(&self, key: &SandboxKey, verb: &'static str, limit: Duration) -> Result<Arc<Cell>, Error> {
-        if self.inner.index.cell(key).is_none() {
-            self.check_unowned(key, verb, Instant::now() + limit).await?;
-        }
-        self.cell(key, verb)
+        let found = self.look_up(key, verb, false, Instant::now() + limit).await?;
+        found.ok_or_else(|| not_found(key, verb))
     }
 
-    /// Refuses a name under which something exists that no record leads to. Where records were lost, it waits until it is
-    /// known what exists.
-    async fn check_unowned(
+    /// The sandbox of this name, if there is one. Where something of it may exist that no record leads to, that is looked at
+    /// first; so it is for whatever `begins` something under the name.
+    async fn look_up(
         &self,
         key: &SandboxKey,
         verb: &'static str,
+        begins: bool,
         deadline: Instant,
-    ) -> Result<(), Error> {
-        let has_record = self.inner.index.cell(key).is_some();
-        self.inner.unowned.check(key, verb, has_record, deadline).await
+    ) -> Result<Option<Arc<Cell>>, Error> {
+        let found = self.inner.index.cell(key);
+        if found.is_some() && !begins {
+            return Ok(found);
+        }
+        self.inner.unowned.check(key, verb, found.is_some(), deadline).await?;
+        Ok(self.inner.index.cell(key))
     }
 
     fn definition(
@@ -285,10 +288,7 @@ impl Keeper {
         let verb = command.verb();
         self.inner.services.check_open(key, command)?;
         let deadline = Instant::now() + limit;
-        if command.begins() || self.inner.index.cell(key).is_none() {
-            self.check_unowned(key, verb, deadline).await?;
-        }
-        let permit = match self.inner.index.cell(key) {
+        let permit = match self.look_up(key, verb, command.begins(), deadline).await? {
             Some(cell) => Some(cell.mailbox_permit(verb)?),
             None if definition.is_none() => return Err(not_found(key, verb)),
             None => None,

@@ -60,11 +60,15 @@ pub(super) fn open_tree(what: &str, path: &Path, attributes: Attributes) -> Resu
 /// A directory or file, by whatever path: its device, and its number there.
 pub(super) type Identity = (u64, u64);
 
+pub(super) fn identity(stat: &rustix::fs::Stat) -> Identity {
+    (stat.st_dev, stat.st_ino)
+}
+
 /// What is at `path`, if this process's user may reach it.
 pub(super) fn check_source(what: &str, path: &Path) -> Result<Identity, Error> {
     let opened = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let stat = opened.and_then(rustix::fs::fstat);
-    stat.map(|stat| (stat.st_dev, stat.st_ino)).map_err(|errno| refused(what, path, errno.into()))
+    stat.map(|stat| identity(&stat)).map_err(|errno| refused(what, path, errno.into()))
 }
 
 /// What of the host a spec shows: the root's directory, if there is one, and a source per mount; and whether it is writable.

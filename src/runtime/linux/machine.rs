@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::rights::{self, OneUser, Rights};
+use super::submounts::unescape;
 use super::tree::HOST;
 use crate::error::{Error, ErrorKind};
 
@@ -136,22 +137,14 @@ fn find_group(mounts: &str, own: &str) -> Result<(PathBuf, PathBuf), Error> {
 /// Root and mount point of a line of mountinfo, if it is a cgroup v2 mount.
 ///
 /// Source: proc_pid_mountinfo(5).
-fn cgroup2_mount(line: &str) -> Option<(String, PathBuf)> {
+fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     let (fields, kind) = line.split_once(" - ")?;
     if kind.split(' ').next() != Some("cgroup2") {
         return None;
     }
     let mut fields = fields.split(' ').skip(3);
-    Some((unescape(fields.next()?), PathBuf::from(unescape(fields.next()?))))
-}
-
-/// Undoes the octal escapes of blanks and backslashes.
-fn unescape(field: &str) -> String {
-    let mut text = field.to_owned();
-    for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        text = text.replace(escape, character);
-    }
-    text
+    let mut path = || Some(unescape(fields.next()?.as_bytes()));
+    Some((path()?, path()?))
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn below(root: &Path, rest: &Path) -> PathBuf {
 }
 
 /// Undoes the octal escapes of spaces, line ends and backslashes.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(super) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
